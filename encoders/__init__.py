@@ -1,0 +1,1 @@
+"""One modality in, features out. Knows no language model and no prompt."""

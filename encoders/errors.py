@@ -1,0 +1,83 @@
+"""The exception tree, in the lowest room so that every other room may raise from it.
+
+Every message says what happened, to which file, tag or field, and what to do about it. A flaw
+that does not stop the work is a value (`encoders.features.Problem`), not an exception.
+"""
+
+from __future__ import annotations
+
+
+class CrossReadError(Exception):
+    """Base of everything CrossRead raises on purpose."""
+
+
+class InputError(CrossReadError):
+    """The caller's input cannot be used as it is."""
+
+
+class MissingInput(InputError):
+    """A path that was named does not exist."""
+
+
+class UnreadableFile(InputError):
+    """A file exists but cannot be parsed as what it claims to be."""
+
+
+class NotDicom(InputError):
+    """No DICOM image was found where one was expected."""
+
+
+class MixedSeries(InputError):
+    """Slices that do not belong to one volume were given as one."""
+
+
+class IrregularGeometry(InputError):
+    """The geometry of a series does not allow the requested volume or operation."""
+
+
+class UnsupportedTransferSyntax(InputError):
+    """Pixel data is encoded in a way no installed decoder reads."""
+
+
+class InvalidPixels(InputError):
+    """Pixel values are NaN, infinite or of an impossible shape."""
+
+
+class UnreadableImage(InputError):
+    """An ordinary picture or video cannot be decoded."""
+
+
+class UnreadableAudio(InputError):
+    """A recording cannot be decoded, is empty or holds non-finite samples."""
+
+
+class InvalidMessage(InputError):
+    """A message, part or option is malformed."""
+
+
+class PlaceholderMismatch(InputError):
+    """The prompt's placeholders and the media given do not match in number."""
+
+
+class ModelError(CrossReadError):
+    """A model cannot be found, built or used as asked."""
+
+
+class UnknownSpec(ModelError):
+    """A tower or backbone spec string names nothing known."""
+
+
+class ModelNotFound(ModelError):
+    """A model folder or Hub id does not lead to a model."""
+
+
+class IncompatibleModel(ModelError):
+    """A model was found but lacks what the task needs."""
+
+
+class ContextOverflow(ModelError):
+    """The prompt is longer than the model's context."""
+
+
+class RemoteError(CrossReadError):
+    """A remote model or archive failed."""

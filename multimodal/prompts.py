@@ -1,0 +1,107 @@
+"""The questions CrossRead asks a model and the compact answers it reads back.
+
+Training writes these answers and the pipelines parse them, so both sides stand in this one file.
+Knows no model and no media.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["right", "left"]
+ErrorType = Literal["omission", "insertion", "direction", "size", "unit", "typo"]
+ERROR_TYPES: tuple[ErrorType, ...] = (
+    "omission", "insertion", "direction", "size", "unit", "typo",
+)  # fmt: skip
+
+LIST_FINDINGS = "List the findings."
+CHECK_SENTENCE = "Does this report sentence agree with the images? {sentence}"
+FIND_OMISSION = "Which finding does this report leave out? {report}"
+TRANSCRIBE = "Transcribe the recording."
+
+NO_FINDINGS = "no findings"
+AGREES = "agrees"
+NOTHING_OMITTED = "nothing"
+REMOVE = "remove"
+
+
+@dataclass(frozen=True)
+class NamedFinding:
+    """A finding as a model names it; `side` is None for midline or one-sided-less findings."""
+
+    name: str
+    side: Side | None = None
+    size_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model said of one report sentence: no error, or its type and the correction."""
+
+    error: ErrorType | None
+    correction: str | None = None
+
+
+def _with_side(name: str, side: Side | None) -> str:
+    return f"{side} {name}" if side else name
+
+
+def ask_presence(name: str, side: Side | None) -> str:
+    """`Is there a right nodule?`"""
+    return f"Is there a {_with_side(name, side)}?"
+
+
+def ask_size(name: str, side: Side | None) -> str:
+    """`How large is the right nodule?`"""
+    return f"How large is the {_with_side(name, side)}?"
+
+
+def format_findings(findings: list[NamedFinding]) -> str:
+    """`right nodule 14 mm; left pleural effusion`, or `no findings`."""
+    return "; ".join(_format_finding(f) for f in findings) or NO_FINDINGS
+
+
+def _format_finding(finding: NamedFinding) -> str:
+    words = _with_side(finding.name, finding.side)
+    return f"{words} {finding.size_mm:.0f} mm" if finding.size_mm is not None else words
+
+
+_FINDING = re.compile(
+    r"^(?:(?P<side>right|left) )?(?P<name>[a-z][a-z -]*?)(?: (?P<size>\d+(?:\.\d+)?) mm)?$"
+)
+
+
+def parse_findings(text: str) -> list[NamedFinding]:
+    """The findings in an answer to `LIST_FINDINGS`; unreadable items are left out."""
+    matches = (_FINDING.match(item.strip().lower()) for item in text.split(";"))
+    return [
+        NamedFinding(m["name"], m["side"], float(m["size"]) if m["size"] else None)
+        for m in matches
+        if m and m["name"] != NO_FINDINGS
+    ]
+
+
+def parse_size_mm(text: str) -> float | None:
+    """`14 mm` -> 14.0; None where no size is stated."""
+    match = re.search(r"(\d+(?:\.\d+)?) ?(mm|cm)", text.lower())
+    return None if match is None else float(match[1]) * (10 if match[2] == "cm" else 1)
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """`agrees`, `direction: <corrected sentence>` or `insertion: remove`."""
+    return AGREES if verdict.error is None else f"{verdict.error}: {verdict.correction or REMOVE}"
+
+
+def parse_verdict(text: str) -> Verdict | None:
+    """The verdict in an answer to `CHECK_SENTENCE` or `FIND_OMISSION`; None if it is neither."""
+    text = text.strip()
+    if text.lower().rstrip(".") in (AGREES, NOTHING_OMITTED):
+        return Verdict(None)
+    kind, colon, correction = text.partition(":")
+    error = next((e for e in ERROR_TYPES if e == kind.strip().lower()), None)
+    if not colon or error is None:
+        return None
+    correction = correction.strip()
+    return Verdict(error, None if correction == REMOVE else correction)
