@@ -1,0 +1,133 @@
+"""One protocol for everything that runs a model: messages in, events out.
+
+`LocalBackend` runs a composite saved on disk. It encodes each study, picture or recording once,
+keeps the features and the study's key-value cache, and answers further questions for the price of
+their own words. Knows no pipeline and no report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from encoders.features import Modality, Problem, Source
+from multimodal.messages import Message, Study
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How to answer one request.
+
+    With `choices` the answer is the likeliest of them and `Finished.choices` holds the
+    probability of each. With `ground` the regions of the finding head come along.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    choices: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    ground: bool = False
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a finding is seen: box (x0, y0, x1, y1) in pixels of the stored slice of `source`."""
+
+    finding: str
+    side: str | None
+    score: float
+    source: Source
+    box: tuple[float, float, float, float]
+    size_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one request cost; `encoded_media` counts media encoded anew, not taken from the cache."""
+
+    prompt_tokens: int
+    new_tokens: int
+    encoded_media: int
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a request."""
+
+    text: str
+    reason: Literal["stop", "length"]
+    usage: Usage
+    choices: Mapping[str, float] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do. `findings` pairs each finding name with whether it has sides."""
+
+    name: str
+    modalities: frozenset[Modality]
+    findings: tuple[tuple[str, bool], ...]
+    max_len: int
+    grounds: bool
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """How far a study lies from what the model was validated on; out of range above `limit`."""
+
+    score: float
+    limit: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def out_of_range(self) -> bool:
+        """Whether confident answers must be withheld."""
+        return self.score > self.limit
+
+
+class Backend(Protocol):
+    """Anything that answers messages."""
+
+    def capabilities(self) -> Capabilities:
+        """What this backend can do."""
+        ...
+
+    def generate(
+        self, messages: Sequence[Message], options: GenerateOptions | None = None
+    ) -> Iterator[Token | Finished]:
+        """The answer as events, `Finished` last."""
+        ...
+
+    def novelty(self, study: Study) -> Novelty | None:
+        """How unlike the validated studies this one is; None where the model does not say."""
+        ...
+
+
+def load_backend(
+    model: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    sparsity: float | None = None,
+) -> Backend:
+    """The backend for a model folder or Hub id; None loads the shipped demo checkpoint.
+
+    Raises:
+        ModelNotFound: no model there.
+        IncompatibleModel: a model this project cannot run.
+    """
+    raise NotImplementedError
