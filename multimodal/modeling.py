@@ -1,0 +1,242 @@
+"""The composite: towers, projectors and a causal language model as one transformers model.
+
+Media become embeddings once (`embed`), in place of their placeholder tokens; from there on it is
+the backbone's own forward and `generate`. Knows no text and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from encoders.audio import tower_from_config as audio_tower_from_config
+from encoders.errors import IncompatibleModel, PlaceholderMismatch
+from encoders.vision import tower_from_config as vision_tower_from_config
+from multimodal.configuration import MultimodalConfig
+from multimodal.projectors import (
+    AudioProjector,
+    FindingHead,
+    RegionProjector,
+    SliceProjector,
+    token_centres_mm,
+)
+from multimodal.sparse import SparsityConfig, sparsify
+
+_SIGNS = {"right": -1, "left": 1, None: 0}
+_MEDIA = ("pixel_values", "image_geometry", "image_study", "input_features", "feature_lengths")
+
+
+class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A language model that reads pictures, volumes and speech between its words.
+
+    Media arguments, of `forward` as of `generate`:
+        pixel_values: `[n, 3, H, W]`, every picture of the batch in prompt order.
+        image_geometry: `[n, 11]` as `encoders.dicom.views.make_views` writes it; zeros for
+            pictures that are not slices.
+        image_study: `[n]`, which study of the batch a picture belongs to; -1 for none.
+        input_features: `[m, mel, frames]` log-mel stretches in prompt order, zero-padded.
+        feature_lengths: `[m]`, frames of each that are sound.
+    """
+
+    config_class = MultimodalConfig
+    base_model_prefix = "language_model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MultimodalConfig) -> None:
+        super().__init__(config)
+        hidden = config.text_config.hidden_size
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        if config.sparsity is not None:
+            sparsify(self.language_model, SparsityConfig.from_dict(config.sparsity))
+        if config.vision_config is not None:
+            tower = vision_tower_from_config(config.vision_config)
+            self.vision_tower = tower
+            self.vision_projector = SliceProjector(
+                tower.width,
+                hidden,
+                tower.grid,
+                factor=config.vision_factor,
+                reduction=config.vision_reduction,
+            )
+            if config.findings:
+                names = [name for name, _ in config.findings]
+                regions = [(names.index(name), _SIGNS[side]) for name, side in config.regions]
+                self.finding_head = FindingHead(tower.width, len(names))
+                self.region_projector = RegionProjector(tower.width, hidden, regions)
+        if config.audio_config is not None:
+            self.audio_tower = audio_tower_from_config(config.audio_config)
+            self.audio_projector = AudioProjector(
+                self.audio_tower.width, hidden, config.audio_stack
+            )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Only the joints are drawn here; towers and backbone bring their own initialisation."""
+        if isinstance(module, nn.Linear) and not hasattr(module, "_crossread_kept"):
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The backbone's head."""
+        return self.language_model.get_output_embeddings()
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`[n, 3, H, W]` -> tower features `[n, patches, width]`.
+
+        Raises:
+            IncompatibleModel: the composite has no vision tower.
+        """
+        if not hasattr(self, "vision_tower"):
+            raise IncompatibleModel("this model has no vision tower; compose one with vision=…")
+        return self.vision_tower(pixel_values.to(self._dtype_of(self.vision_tower)))
+
+    def encode_audio(
+        self, input_features: torch.Tensor, feature_lengths: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """`[m, mel, frames]` -> one `[ceil(frames / 2), width]` per stretch, padding cut.
+
+        Raises:
+            IncompatibleModel: the composite has no audio tower.
+        """
+        if not hasattr(self, "audio_tower"):
+            raise IncompatibleModel("this model has no audio tower; compose one with audio=…")
+        features = self.audio_tower(
+            input_features.to(self._dtype_of(self.audio_tower)), feature_lengths
+        )
+        return [f[: (int(n) + 1) // 2] for f, n in zip(features, feature_lengths, strict=True)]
+
+    def project_images(
+        self, features: torch.Tensor, geometry: torch.Tensor, study: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tower features -> embeddings of the views and of the studies' region tokens.
+
+        Returns `[n * tokens_per_view, hidden]` and `[studies * regions, hidden]`.
+        """
+        views = self.vision_projector(features, geometry, self.config.view_size)
+        regions = [
+            self.project_regions(features[study == index], geometry[study == index])
+            for index in study.unique(sorted=True)
+            if index >= 0 and self.config.findings
+        ]
+        empty = views.new_zeros(0, views.shape[-1])
+        return views.flatten(0, 1), torch.cat(regions) if regions else empty
+
+    def project_regions(self, features: torch.Tensor, geometry: torch.Tensor) -> torch.Tensor:
+        """One study's tower features -> `[regions, hidden]`."""
+        centres = token_centres_mm(geometry, self.vision_tower.grid, self.config.view_size)
+        presence, log_size = self.finding_head(features)
+        return self.region_projector(features, presence, log_size, centres)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_geometry: torch.Tensor | None = None,
+        image_study: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        feature_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token ids `[batch, length]` and media -> embeddings `[batch, length, hidden]`.
+
+        Raises:
+            PlaceholderMismatch: placeholders and features differ in number.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            n = pixel_values.shape[0]
+            if image_geometry is None:
+                image_geometry = pixel_values.new_zeros(n, 11)
+            if image_study is None:
+                image_study = torch.full((n,), -1, device=pixel_values.device)
+            views, regions = self.project_images(
+                self.encode_images(pixel_values), image_geometry, image_study
+            )
+            embeds = self.splice(embeds, input_ids == self.config.image_token_id, views, "image")
+            region_mask = input_ids == self.config.region_token_id
+            embeds = self.splice(embeds, region_mask, regions, "region")
+        if input_features is not None:
+            if feature_lengths is None:
+                feature_lengths = torch.full(input_features.shape[:1], input_features.shape[-1])
+            frames = self.encode_audio(input_features, feature_lengths)
+            heard = torch.cat([self.audio_projector(f) for f in frames])
+            embeds = self.splice(embeds, input_ids == self.config.audio_token_id, heard, "audio")
+        return embeds
+
+    @staticmethod
+    def splice(
+        embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor, kind: str
+    ) -> torch.Tensor:
+        """Put `features [k, hidden]` in place of the embeddings under `mask [batch, length]`.
+
+        Raises:
+            PlaceholderMismatch: `mask` does not hold exactly k places.
+        """
+        places = int(mask.sum())
+        if places != features.shape[0]:
+            raise PlaceholderMismatch(
+                f"the prompt holds {places} {kind} placeholder tokens but {features.shape[0]}"
+                f" {kind} features were given; build prompt and media with the same processor"
+            )
+        return embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The backbone's output (with its loss where `labels` are given) on text and media.
+
+        Other keyword arguments are the media listed on the class and the backbone's own.
+        """
+        media = {name: kwargs.pop(name, None) for name in _MEDIA}
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, **media)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = position_ids[:, -inputs_embeds.shape[1] :]
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers' `generate`; media are embedded once, before the first step."""
+        media = {name: kwargs.pop(name, None) for name in _MEDIA}
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
+        if any(value is not None for value in media.values()):
+            kwargs["inputs_embeds"] = self.embed(input_ids, **media)
+        return super().generate(input_ids, **kwargs)
+
+    @staticmethod
+    def _dtype_of(module: nn.Module) -> torch.dtype:
+        return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+def trainable(model: MultimodalForConditionalGeneration, wanted: Callable[[str], bool]) -> None:
+    """Let exactly the parameters whose name `wanted` accepts receive gradients."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wanted(name))

@@ -1,0 +1,166 @@
+"""Projectors: tower features in, backbone embeddings out, with fewer tokens.
+
+Tokens of a slice carry where they lie in the patient: millimetres from the volume's centre enter
+as Fourier features, so slices 5 mm and 50 mm apart differ. Knows no tower and no language model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from encoders.errors import IncompatibleModel
+
+_WAVELENGTHS_MM = (12.5, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
+GEOMETRY_WIDTH = 11  # origin, column step, row step (3 each, mm), slab thickness, flag
+
+
+def fourier(values_mm: torch.Tensor) -> torch.Tensor:
+    """Sine and cosine of millimetres at octave wavelengths: `[..., k]` -> `[..., k * 14]`."""
+    waves = torch.tensor(_WAVELENGTHS_MM, device=values_mm.device, dtype=torch.float32)
+    angles = values_mm.float().unsqueeze(-1) * (2 * torch.pi / waves)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+FOURIER_WIDTH = 2 * len(_WAVELENGTHS_MM)
+
+
+def token_centres_mm(
+    geometry: torch.Tensor, grid: tuple[int, int], view_size: int
+) -> torch.Tensor:
+    """Patient coordinates of each cell's centre: `[n, 11]` -> `[n, rows * columns, 3]`, LPS mm."""
+    rows, columns = grid
+    y = (torch.arange(rows, device=geometry.device) + 0.5) * (view_size / rows) - 0.5
+    x = (torch.arange(columns, device=geometry.device) + 0.5) * (view_size / columns) - 0.5
+    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    origin, step_x, step_y = geometry[:, None, 0:3], geometry[:, None, 3:6], geometry[:, None, 6:9]
+    return origin + xx.reshape(1, -1, 1) * step_x + yy.reshape(1, -1, 1) * step_y
+
+
+def mlp(width_in: int, width_out: int) -> nn.Sequential:
+    """LayerNorm, then two layers with GELU between (the projector of LLaVA-1.5, normed)."""
+    return nn.Sequential(
+        nn.LayerNorm(width_in),
+        nn.Linear(width_in, width_out),
+        nn.GELU(),
+        nn.Linear(width_out, width_out),
+    )
+
+
+class SliceProjector(nn.Module):
+    """Patch features of pictures -> embeddings, `factor` squared patches to a token.
+
+    "shuffle" joins the patches' features (nothing is averaged away), "pool" takes their mean.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, grid: tuple[int, int], *, factor: int, reduction: str
+    ) -> None:
+        super().__init__()
+        if grid[0] % factor or grid[1] % factor:
+            raise IncompatibleModel(
+                f"a {grid[0]}x{grid[1]} grid of patches cannot be reduced by {factor};"
+                " choose a vision_factor that divides it"
+            )
+        self.grid, self.factor, self.reduction = grid, factor, reduction
+        self.mlp = mlp(width * (factor**2 if reduction == "shuffle" else 1), hidden)
+        self.place = nn.Linear(3 * FOURIER_WIDTH + 4, hidden)
+
+    def forward(
+        self, features: torch.Tensor, geometry: torch.Tensor, view_size: int
+    ) -> torch.Tensor:
+        """`[n, patches, width]` and geometry `[n, 11]` -> `[n, tokens, hidden]`."""
+        n, _, width = features.shape
+        k, (rows, columns) = self.factor, self.grid
+        cells = features.view(n, rows // k, k, columns // k, k, width).transpose(2, 3)
+        cells = cells.reshape(n, -1, k * k, width)
+        reduced = cells.flatten(2) if self.reduction == "shuffle" else cells.mean(2)
+        projected = self.mlp(reduced)
+        place = self.place(self._place_features(geometry, view_size).to(projected.dtype))
+        known = geometry[:, None, 10:11].to(projected.dtype)
+        return projected + known * place
+
+    def _place_features(self, geometry: torch.Tensor, view_size: int) -> torch.Tensor:
+        grid = (self.grid[0] // self.factor, self.grid[1] // self.factor)
+        centres = fourier(token_centres_mm(geometry, grid, view_size))
+        steps = torch.stack(
+            [geometry[:, 3:6].norm(dim=1), geometry[:, 6:9].norm(dim=1), geometry[:, 9].abs()], dim=1
+        )
+        scale = torch.cat([(steps + 0.1).log(), geometry[:, 10:11]], dim=1)
+        return torch.cat([centres, scale[:, None].expand(-1, centres.shape[1], -1)], dim=2)
+
+
+class AudioProjector(nn.Module):
+    """Encoder frames -> embeddings, `stack` frames joined into a token (the last padded)."""
+
+    def __init__(self, width: int, hidden: int, stack: int) -> None:
+        super().__init__()
+        self.stack = stack
+        self.mlp = mlp(width * stack, hidden)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """`[frames, width]` of one stretch -> `[ceil(frames / stack), hidden]`."""
+        short = -frames.shape[0] % self.stack
+        padded = nn.functional.pad(frames, (0, 0, 0, short))
+        return self.mlp(padded.view(-1, self.stack * frames.shape[1]))
+
+
+class FindingHead(nn.Module):
+    """Which patch shows which finding, and how large it is.
+
+    Trained on exact masks; its maps ground the answer and feed the region tokens.
+    """
+
+    def __init__(self, width: int, num_findings: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * num_findings)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[n, patches, width]` -> presence logits and log-millimetre sizes, `[n, patches, F]`."""
+        presence, log_size = self.linear(features).float().chunk(2, dim=-1)
+        return presence, log_size + 3.0  # exp(3) = 20 mm: start at a usual size
+
+
+class RegionProjector(nn.Module):
+    """One token per (finding, side) of a study: what the head sees best there, and where.
+
+    The side of a patch is the sign of its patient x from the volume's centre (LPS: + is left).
+    """
+
+    def __init__(self, width: int, hidden: int, regions: list[tuple[int, int]]) -> None:
+        """`regions` lists (finding index, sign); sign -1 right, +1 left, 0 anywhere."""
+        super().__init__()
+        self.register_buffer("index", torch.tensor([r[0] for r in regions]), persistent=False)
+        self.register_buffer("sign", torch.tensor([r[1] for r in regions]), persistent=False)
+        self.mlp = mlp(width + 4 * FOURIER_WIDTH + 3, hidden)
+        self.name = nn.Embedding(len(regions), hidden)
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        presence: torch.Tensor,
+        log_size: torch.Tensor,
+        centres_mm: torch.Tensor,
+    ) -> torch.Tensor:
+        """One study: `[n, p, width]`, `[n, p, F]` twice, `[n, p, 3]` -> `[regions, hidden]`."""
+        logits = presence.flatten(0, 1)[:, self.index].T  # [regions, n * p]
+        x = centres_mm[..., 0].flatten()
+        other_side = x[None] * self.sign[:, None] < 0
+        logits = logits.masked_fill(other_side, -20.0)
+        weights = (2.0 * logits).softmax(dim=1)
+        best = logits.amax(dim=1, keepdim=True)
+        sizes = log_size.flatten(0, 1)[:, self.index].T
+        size_mm = (weights * sizes).sum(1, keepdim=True).clamp(0.0, 6.0).exp()
+        where = weights @ centres_mm.flatten(0, 1)
+        extent = logits.sigmoid().sum(1, keepdim=True)
+        seen = torch.cat(
+            [
+                (weights.to(features.dtype) @ features.flatten(0, 1)).float(),
+                fourier(torch.cat([where, size_mm * 8.0], dim=1)),  # 8: a few mm must show
+                best / 4.0,
+                best.sigmoid(),
+                (extent + 0.1).log(),
+            ],
+            dim=1,
+        )
+        return self.mlp(seen.to(features.dtype)) + self.name.weight.to(features.dtype)
