@@ -1,8 +1,7 @@
 """One protocol for everything that runs a model: messages in, events out.
 
-`LocalBackend` runs a composite saved on disk. It encodes each study, picture or recording once,
-keeps the features and the study's key-value cache, and answers further questions for the price of
-their own words. Knows no pipeline and no report.
+`multimodal.local` runs composites; native checkpoints and remote servers are to stand beside it.
+Knows no pipeline and no report, and loads nothing heavy until a model is asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Literal, Protocol
 
 from encoders.features import Modality, Problem, Source
 from multimodal.messages import Message, Study
+
+DEMO = Path(__file__).parent / "demo"
 
 
 @dataclass(frozen=True)
@@ -130,4 +131,6 @@ def load_backend(
         ModelNotFound: no model there.
         IncompatibleModel: a model this project cannot run.
     """
-    raise NotImplementedError
+    from multimodal.local import LocalBackend
+
+    return LocalBackend.load(model or DEMO, device=device, dtype=dtype, sparsity=sparsity)

@@ -7,6 +7,7 @@ the backbone's own forward and `generate`. Knows no text and no files.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from encoders.audio import AudioTower
 from encoders.audio import tower_from_config as audio_tower_from_config
 from encoders.errors import IncompatibleModel, PlaceholderMismatch
+from encoders.vision import VisionTower
 from encoders.vision import tower_from_config as vision_tower_from_config
 from multimodal.configuration import MultimodalConfig
 from multimodal.projectors import (
@@ -29,6 +32,15 @@ from multimodal.sparse import SparsityConfig, sparsify
 
 _SIGNS = {"right": -1, "left": 1, None: 0}
 _MEDIA = ("pixel_values", "image_geometry", "image_study", "input_features", "feature_lengths")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts with weights that a new composite takes over."""
+
+    language_model: PreTrainedModel | None = None
+    vision_tower: VisionTower | None = None
+    audio_tower: AudioTower | None = None
 
 
 class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -52,14 +64,18 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: MultimodalConfig) -> None:
+    def __init__(self, config: MultimodalConfig, parts: Parts | None = None) -> None:
+        """`parts` bring weights of their own; without them everything is drawn from `config`."""
         super().__init__(config)
+        given = parts or Parts()
         hidden = config.text_config.hidden_size
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = given.language_model or AutoModelForCausalLM.from_config(
+            config.text_config
+        )
         if config.sparsity is not None:
             sparsify(self.language_model, SparsityConfig.from_dict(config.sparsity))
         if config.vision_config is not None:
-            tower = vision_tower_from_config(config.vision_config)
+            tower = given.vision_tower or vision_tower_from_config(config.vision_config)
             self.vision_tower = tower
             self.vision_projector = SliceProjector(
                 tower.width,
@@ -74,16 +90,11 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 self.finding_head = FindingHead(tower.width, len(names))
                 self.region_projector = RegionProjector(tower.width, hidden, regions)
         if config.audio_config is not None:
-            self.audio_tower = audio_tower_from_config(config.audio_config)
+            self.audio_tower = given.audio_tower or audio_tower_from_config(config.audio_config)
             self.audio_projector = AudioProjector(
                 self.audio_tower.width, hidden, config.audio_stack
             )
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Only the joints are drawn here; towers and backbone bring their own initialisation."""
-        if isinstance(module, nn.Linear) and not hasattr(module, "_crossread_kept"):
-            super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embedding."""

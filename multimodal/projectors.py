@@ -130,8 +130,7 @@ class RegionProjector(nn.Module):
     def __init__(self, width: int, hidden: int, regions: list[tuple[int, int]]) -> None:
         """`regions` lists (finding index, sign); sign -1 right, +1 left, 0 anywhere."""
         super().__init__()
-        self.register_buffer("index", torch.tensor([r[0] for r in regions]), persistent=False)
-        self.register_buffer("sign", torch.tensor([r[1] for r in regions]), persistent=False)
+        self.regions = regions  # no buffers: from_pretrained builds modules without storage
         self.mlp = mlp(width + 4 * FOURIER_WIDTH + 3, hidden)
         self.name = nn.Embedding(len(regions), hidden)
 
@@ -143,13 +142,15 @@ class RegionProjector(nn.Module):
         centres_mm: torch.Tensor,
     ) -> torch.Tensor:
         """One study: `[n, p, width]`, `[n, p, F]` twice, `[n, p, 3]` -> `[regions, hidden]`."""
-        logits = presence.flatten(0, 1)[:, self.index].T  # [regions, n * p]
+        index = [finding for finding, _ in self.regions]
+        sign = torch.tensor([s for _, s in self.regions], device=presence.device)
+        logits = presence.flatten(0, 1)[:, index].T  # [regions, n * p]
         x = centres_mm[..., 0].flatten()
-        other_side = x[None] * self.sign[:, None] < 0
+        other_side = x[None] * sign[:, None] < 0
         logits = logits.masked_fill(other_side, -20.0)
         weights = (2.0 * logits).softmax(dim=1)
         best = logits.amax(dim=1, keepdim=True)
-        sizes = log_size.flatten(0, 1)[:, self.index].T
+        sizes = log_size.flatten(0, 1)[:, index].T
         size_mm = (weights * sizes).sum(1, keepdim=True).clamp(0.0, 6.0).exp()
         where = weights @ centres_mm.flatten(0, 1)
         extent = logits.sigmoid().sum(1, keepdim=True)

@@ -1,0 +1,112 @@
+"""Build a composite from parts: `compose(vision=…, audio=…, backbone=…)`.
+
+The parts keep their weights, the joints start random: align them by training before use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encoders.errors import IncompatibleModel, ModelNotFound
+
+if TYPE_CHECKING:
+    from encoders.vision import VisionTower
+    from multimodal.modeling import MultimodalForConditionalGeneration
+    from multimodal.processing import MultimodalProcessor
+    from multimodal.sparse import SparsityConfig
+
+logger = logging.getLogger(__name__)
+
+_MAX_TOKENS_PER_VIEW = 64
+
+
+def compose(
+    vision: str | None = None,
+    audio: str | None = None,
+    backbone: str | Path = "",
+    *,
+    findings: Sequence[tuple[str, bool]] = (),
+    sparsity: SparsityConfig | None = None,
+    view_profile: str = "crossread-ct",
+) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
+    """A composite of a causal language model and the towers named, and its processor.
+
+    Args:
+        vision: tower spec, see `encoders.vision.build_vision_tower`; None for no sight.
+        audio: tower spec, see `encoders.audio.build_audio_tower`; None for no hearing.
+        backbone: folder or Hub id of any causal LM of transformers, dense or MoE.
+        findings: (name, has sides) pairs for a finding head; none by default.
+        sparsity: dynamic sparse activation for a dense backbone.
+        view_profile: how a DICOM volume becomes pictures.
+
+    Raises:
+        UnknownSpec, ModelNotFound, IncompatibleModel: naming the part that failed.
+    """
+    from encoders.audio import build_audio_tower
+    from encoders.dicom.views import PROFILES
+    from encoders.vision import build_vision_tower
+    from multimodal.configuration import MultimodalConfig
+    from multimodal.modeling import MultimodalForConditionalGeneration, Parts
+    from multimodal.processing import MultimodalProcessor, senses_of
+
+    language_model, tokenizer = _load_backbone(backbone)
+    ids = _add_special_tokens(language_model, tokenizer)
+    vision_tower = build_vision_tower(vision) if vision else None
+    audio_tower = build_audio_tower(audio) if audio else None
+    if view_profile not in PROFILES:
+        raise IncompatibleModel(f"no view profile {view_profile!r}; there are {sorted(PROFILES)}")
+    config = MultimodalConfig(
+        text_config=language_model.config,
+        vision_config=vision_tower.to_dict() if vision_tower else None,
+        audio_config=audio_tower.to_dict() if audio_tower else None,
+        vision_factor=_factor(vision_tower) if vision_tower else 1,
+        findings=list(findings) if vision_tower else None,
+        sparsity=sparsity.to_dict() if sparsity else None,
+        view_profile=view_profile,
+        view_size=PROFILES[view_profile].size,
+        **ids,
+    )
+    parts = Parts(language_model, vision_tower, audio_tower)
+    model = MultimodalForConditionalGeneration(config, parts)
+    model.generation_config = language_model.generation_config
+    model.to(language_model.dtype)
+    logger.info("the projectors start random: align this composite before relying on it")
+    return model.eval(), MultimodalProcessor(tokenizer, senses_of(config))
+
+
+def _load_backbone(backbone: str | Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(backbone, dtype="auto")
+        return model, AutoTokenizer.from_pretrained(backbone)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"backbone {str(backbone)!r} cannot be loaded ({str(error).splitlines()[0]});"
+            " give a folder with a causal language model and its tokenizer, or a Hub id"
+        ) from error
+
+
+def _add_special_tokens(model: Any, tokenizer: Any) -> dict[str, int]:
+    """Make room for the placeholder tokens; returns their ids under the config's names."""
+    from multimodal.processing import AUDIO, IMAGE, REGION, SPECIAL_TOKENS
+
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False
+    )
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    convert = tokenizer.convert_tokens_to_ids
+    names = {"image_token_id": IMAGE, "region_token_id": REGION, "audio_token_id": AUDIO}
+    return {name: convert(token) for name, token in names.items()}
+
+
+def _factor(tower: VisionTower) -> int:
+    """The least reduction that divides the grid and leaves at most 64 tokens a picture."""
+    rows, columns = tower.grid
+    divisors = [k for k in range(1, min(rows, columns) + 1) if rows % k == 0 and columns % k == 0]
+    fitting = [k for k in divisors if (rows // k) * (columns // k) <= _MAX_TOKENS_PER_VIEW]
+    return fitting[0]
