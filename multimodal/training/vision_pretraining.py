@@ -1,0 +1,143 @@
+"""Stage 1: the vision tower learns which patch shows which finding, from exact masks.
+
+Dense targets first, because study-level labels alone did not ground a small model (docs/log.md).
+In: the corpus of `multimodal.training.corpus`. Out: tower and finding head as safetensors.
+Resumable: state is saved every `SAVE_EVERY` steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from encoders.vision import Preprocess, VisionTower, open_clip_config, tower_from_config
+from multimodal.projectors import FindingHead
+from multimodal.training.corpus import FINDINGS, Corpus, open_corpus
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY = 200
+TOWER = open_clip_config(
+    {
+        "layers": 5, "width": 192, "head_width": 32, "mlp_ratio": 3.0,
+        "patch_size": 8, "image_size": 96,
+    },
+    192,
+    Preprocess(96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+)  # fmt: skip
+
+
+class DenseModel(nn.Module):
+    """Tower and finding head, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower: VisionTower = tower_from_config(TOWER)
+        self.head = FindingHead(self.tower.width, len(FINDINGS))
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 `[n, 3, 96, 96]` -> presence logits and log sizes `[n, 144, F]`."""
+        features = self.tower(self.tower.preprocess.normalise(pixels))
+        return self.head(features)
+
+
+def dense_loss(
+    presence: torch.Tensor, log_size: torch.Tensor, cover: torch.Tensor, size_mm: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy on patches plus the size error where the finding is.
+
+    Args:
+        presence, log_size: `[n, patches, F]`.
+        cover: `[n, patches, F]`, the share of the patch that the mask covers, 0..1.
+        size_mm: `[n, F]`, NaN where the finding has no stated size.
+    """
+    target = (4.0 * cover).clamp(max=1.0)  # a nodule covers a corner of its patch and still counts
+    loss = nn.functional.binary_cross_entropy_with_logits(
+        presence, target, pos_weight=torch.tensor(4.0)
+    )
+    known = (cover > 0.15) & size_mm.isfinite()[:, None]
+    if known.any():
+        wanted = size_mm[:, None].expand_as(cover)[known].log()
+        loss = loss + 0.05 * nn.functional.smooth_l1_loss(log_size[known], wanted, beta=0.2)
+    return loss
+
+
+def train_vision(
+    work_dir: Path, minutes: float, *, seed: int = 0, batch_size: int = 96, lr: float = 1.5e-3
+) -> Path:
+    """Train until `minutes` of this call are used; returns the weights' file."""
+    corpus = open_corpus(work_dir)
+    torch.manual_seed(seed)
+    model = DenseModel()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
+    state_file, step, used_s = work_dir / "vision_state.pt", 0, 0.0
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, used_s = state["step"], state["used_s"]
+    started, running = time.monotonic(), 0.0
+    while (spent := time.monotonic() - started + used_s) < minutes * 60:
+        rng = np.random.default_rng((seed, step))
+        batch = corpus.slices(rng, batch_size)
+        progress = spent / (minutes * 60)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * (1.0 - 0.97 * progress)
+        with torch.autocast("cpu", torch.bfloat16):
+            presence, log_size = model(batch.pixels)
+        loss = dense_loss(presence.float(), log_size.float(), batch.cover, batch.size_mm)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+        if step % SAVE_EVERY == 0:
+            held = held_out_auroc(model, corpus)
+            logger.info("vision step %d, %.0f s, loss %.4f, held-out AUROC %s", step, spent, running,
+                        " ".join(f"{name} {value:.3f}" for name, value in held.items()))  # fmt: skip
+            torch.save(
+                {
+                    "model": model.state_dict(), "optimiser": optimiser.state_dict(),
+                    "step": step, "used_s": spent,
+                },
+                state_file,
+            )  # fmt: skip
+    weights = work_dir / "vision.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+    logger.info("vision done after %d steps", step)
+    return weights
+
+
+@torch.no_grad()
+def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 48) -> dict[str, float]:
+    """Study-level AUROC per finding (the best patch's logit) on held-out studies."""
+    model.eval()
+    scores, truths = [], []
+    for index in corpus.held_out(num_studies):
+        with torch.autocast("cpu", torch.bfloat16):
+            presence, _ = model(torch.from_numpy(corpus.views[index]))
+        scores.append(presence.float().amax((0, 1)).numpy())
+        truths.append(corpus.cover[index].max((0, 1)) > 0)
+    model.train()
+    return {
+        name: auroc(np.stack(scores)[:, i], np.stack(truths)[:, i])
+        for i, name in enumerate(FINDINGS)
+    }
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve by the rank statistic (Mann-Whitney); NaN if one class is empty."""
+    from scipy.stats import rankdata
+
+    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    if not n_pos or not n_neg:
+        return float("nan")
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
