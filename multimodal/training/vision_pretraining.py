@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 SAVE_EVERY = 200
 TOWER = open_clip_config(
     {
-        "layers": 5, "width": 192, "head_width": 32, "mlp_ratio": 3.0,
+        "layers": 4, "width": 128, "head_width": 32, "mlp_ratio": 3.0,
         "patch_size": 8, "image_size": 96,
     },
-    192,
+    128,
     Preprocess(96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 )  # fmt: skip
 
