@@ -1,0 +1,44 @@
+"""Dictation by espeak-ng: several voices, rates and pitches, a microphone's filter and room noise."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import wave
+
+import numpy as np
+
+from encoders.audio import load_speech
+from encoders.errors import MissingInput
+
+VOICES = ("en-us", "en-gb", "en-us+m3", "en-us+f2", "en-gb+m7", "en-gb+f4", "en-us+m1", "en-gb+f1")
+HELD_OUT_VOICES = ("en-us+f3", "en-gb+m4")  # never trained on
+
+
+def synthesise(text: str, voice: str, rng: np.random.Generator) -> np.ndarray:
+    """Speak a sentence: float32 mono 16 kHz.
+
+    Raises:
+        MissingInput: espeak-ng is not installed.
+    """
+    if shutil.which("espeak-ng") is None:
+        raise MissingInput("espeak-ng is not installed; on Debian: apt-get install espeak-ng")
+    rate, pitch = int(rng.integers(140, 195)), int(rng.integers(35, 65))
+    command = ["espeak-ng", "--stdout", "-v", voice, "-s", str(rate), "-p", str(pitch), text]
+    spoken = subprocess.run(command, check=True, capture_output=True).stdout
+    with wave.open(io.BytesIO(spoken)) as recording:
+        rate_hz = recording.getframerate()
+        samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
+    return _room(load_speech(samples, rate_hz), rng)
+
+
+def _room(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A little silence around, one echo, hiss, and a gain."""
+    speech = np.pad(speech, (int(rng.integers(800, 4000)), int(rng.integers(800, 4000))))
+    delay = int(rng.integers(80, 900))
+    echo = np.concatenate([np.zeros(delay, np.float32), speech[:-delay]])
+    noise = rng.standard_normal(len(speech)).astype(np.float32)
+    level = rng.uniform(0.0, 0.25)
+    mixed = speech + level * echo + rng.uniform(0.0005, 0.008) * noise
+    return (mixed * rng.uniform(0.4, 1.1)).astype(np.float32)
