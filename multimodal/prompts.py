@@ -105,3 +105,32 @@ def parse_verdict(text: str) -> Verdict | None:
         return None
     correction = correction.strip()
     return Verdict(error, None if correction == REMOVE else correction)
+
+
+_HEADER = re.compile(r"^\s*(?:[A-Z][A-Z /-]{2,}|[A-Z][a-z]+(?: [a-z]+)?):\s*")
+_NUMBERED = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+")
+# a full stop ends a sentence unless it stands inside a number or after a usual abbreviation
+_SENTENCE_END = re.compile(r"(?<=[.!?。])(?<!\bDr\.)(?<!\bapprox\.)(?<!\bNo\.)\s+(?=[A-Z0-9\"'(])|(?<=。)")
+_SKIPPED_SECTIONS = ("technique", "comparison", "indication", "clinical", "history", "exam")
+
+
+def split_sentences(report: str) -> list[str]:
+    """The statements of a report, one by one.
+
+    Section headers and list numbers are dropped, and sections that state no finding (technique,
+    comparison, indication, history) left out whole.
+    """
+    sentences: list[str] = []
+    skipping = False
+    for line in report.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            skipping = header[0].strip().lower().startswith(_SKIPPED_SECTIONS)
+            line = line[header.end() :]
+        elif not line.strip():
+            skipping = False
+        if skipping:
+            continue
+        line = _NUMBERED.sub("", line).strip()
+        sentences += [s.strip() for s in _SENTENCE_END.split(line) if s and s.strip()]
+    return sentences
