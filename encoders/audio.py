@@ -116,17 +116,13 @@ def log_mel(samples: np.ndarray, num_mel_bins: int = 80) -> torch.Tensor:
     wave = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
     if len(wave) <= _N_FFT // 2:  # the reflection at the edges needs more than half a window
         wave = nn.functional.pad(wave, (0, _N_FFT // 2 + 1 - len(wave)))
-    spectrum = torch.stft(
-        wave, _N_FFT, _HOP, window=torch.hann_window(_N_FFT), return_complex=True
-    )
+    spectrum = torch.stft(wave, _N_FFT, _HOP, window=torch.hann_window(_N_FFT), return_complex=True)
     power = spectrum[:, : num_mel_frames(len(samples))].abs().square()
     log_spec = (_mel_filters(num_mel_bins).T @ power).clamp(min=1e-10).log10()
     return (torch.maximum(log_spec, log_spec.max() - 8.0) + 4.0) / 4.0
 
 
-def chunk_speech(
-    samples: np.ndarray, max_seconds: float
-) -> list[tuple[float, float, np.ndarray]]:
+def chunk_speech(samples: np.ndarray, max_seconds: float) -> list[tuple[float, float, np.ndarray]]:
     """Cut a recording into (start_s, end_s, samples) no longer than `max_seconds`.
 
     Each cut is made where the last third of the window is quietest, so words stay whole. The
@@ -167,9 +163,10 @@ class AudioTower(nn.Module):
         super().__init__()
         self.encoder: Any = encoder
         self.variable_length = variable_length
-        self.width: int = self.encoder.config.d_model
-        self.num_mel_bins: int = self.encoder.config.num_mel_bins
-        self.window_frames: int = 2 * self.encoder.config.max_source_positions
+        config: Any = encoder.config
+        self.width: int = config.d_model
+        self.num_mel_bins: int = config.num_mel_bins
+        self.window_frames: int = 2 * config.max_source_positions
         self.window_seconds = self.window_frames / FRAMES_PER_SECOND
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,7 +197,9 @@ class AudioTower(nn.Module):
         if self.variable_length:
             return self._unpadded(mel, lengths)
         if lengths is not None:  # beyond each recording lies silence: the mel floor, as in Whisper
-            floor = mel.new_tensor([m[:, : int(n)].max() for m, n in zip(mel, lengths, strict=True)])
+            floor = mel.new_tensor(
+                [m[:, : int(n)].max() for m, n in zip(mel, lengths, strict=True)]
+            )
             beyond = torch.arange(frames, device=mel.device) >= lengths[:, None].to(mel.device)
             mel = torch.where(beyond[:, None], (floor - 2.0)[:, None, None], mel)
         filled = torch.cat(

@@ -191,12 +191,12 @@ def _open_clip_tokens(vit: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 def _load_open_clip(architecture: str, weights: str | None) -> VisionTower:
     import open_clip
 
-    if not architecture.startswith("local-dir:"):
-        if open_clip.get_model_config(architecture) is None:
-            raise UnknownSpec(
-                f"open_clip knows no architecture {architecture!r};"
-                " see open_clip.list_models() for those it knows"
-            )
+    is_folder = architecture.startswith("local-dir:")
+    if not is_folder and open_clip.get_model_config(architecture) is None:
+        raise UnknownSpec(
+            f"open_clip knows no architecture {architecture!r};"
+            " see open_clip.list_models() for those it knows"
+        )
     try:
         model = open_clip.create_model(architecture, pretrained=weights)
     except (RuntimeError, OSError, ValueError) as error:
@@ -237,7 +237,9 @@ def _arch_of(architecture: str) -> dict[str, Any]:
 
 
 def _is_vit(visual: nn.Module) -> bool:
-    return hasattr(visual, "_embeds") or hasattr(getattr(visual, "trunk", None), "num_prefix_tokens")
+    return hasattr(visual, "_embeds") or hasattr(
+        getattr(visual, "trunk", None), "num_prefix_tokens"
+    )
 
 
 def _load_hf(name: str) -> VisionTower:

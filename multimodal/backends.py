@@ -118,6 +118,16 @@ class Backend(Protocol):
         ...
 
 
+def collect(events: Iterator[Token | Finished]) -> Finished:
+    """Run an answer to its end and return the last event."""
+    finished = None
+    for event in events:
+        if isinstance(event, Finished):
+            finished = event
+    assert finished is not None, "a backend must end with Finished"
+    return finished
+
+
 def load_backend(
     model: str | Path | None = None,
     *,

@@ -41,8 +41,8 @@ def locate_regions(
         maps = probability[..., names.index(name)]
         if side is not None:
             maps = np.where(x_mm * (1 if side == "left" else -1) >= 0, maps, 0.0)
-        view, patch = np.unravel_index(int(maps.argmax()), maps.shape)
-        box = _patch_box(maps[view].reshape(grid), int(patch), view_size)
+        view, patch = divmod(int(maps.argmax()), maps.shape[1])
+        box = _patch_box(maps[view].reshape(grid), patch, view_size)
         found.append(
             Region(
                 name,

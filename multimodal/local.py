@@ -220,7 +220,8 @@ class LocalBackend:
             mels = [torch.nn.functional.pad(m, (0, longest - m.shape[1])) for m in medium.log_mel]
             frames = model.encode_audio(torch.stack(mels).to(device), lengths.to(device))
             return _Encoded(key, medium, torch.cat([model.audio_projector(f) for f in frames]))
-        assert medium.pixels is not None and medium.geometry is not None
+        assert medium.pixels is not None
+        assert medium.geometry is not None
         batches = medium.pixels.to(device).split(32)
         features = torch.cat([model.encode_images(b) for b in batches])
         study = torch.full((len(features),), 0 if medium.kind == "dicom" else -1, device=device)
@@ -422,14 +423,3 @@ def _medium_digest(medium: Medium) -> str:
 
 def _reasons(problems: Sequence[Problem]) -> tuple[str, ...]:
     return tuple(p.message for p in problems)
-
-
-def collect(events: Iterator[Token | Finished]) -> Finished:
-    """The last event of an answer."""
-    last = None
-    for last in events:
-        pass
-    assert isinstance(last, Finished)
-    return last
-
-

@@ -102,7 +102,9 @@ def _message(message: Mapping[str, Any], index: int) -> Message:
             f"messages[{index}].content must be a string or a list of parts,"
             f" not {type(content).__name__}"
         )
-    return Message(role, tuple(_part(p, f"messages[{index}].content[{i}]") for i, p in enumerate(content)))
+    return Message(
+        role, tuple(_part(p, f"messages[{index}].content[{i}]") for i, p in enumerate(content))
+    )
 
 
 def _part(part: Mapping[str, Any], where: str) -> Part:

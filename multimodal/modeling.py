@@ -68,7 +68,8 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """`parts` bring weights of their own; without them everything is drawn from `config`."""
         super().__init__(config)
         given = parts or Parts()
-        hidden = config.text_config.hidden_size
+        text: Any = config.text_config
+        hidden = text.hidden_size
         self.language_model = given.language_model or AutoModelForCausalLM.from_config(
             config.text_config
         )
@@ -221,6 +222,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         media = {name: kwargs.pop(name, None) for name in _MEDIA}
         if inputs_embeds is None:
+            assert input_ids is not None
             inputs_embeds = self.embed(input_ids, **media)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

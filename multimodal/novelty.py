@@ -17,9 +17,7 @@ FILE_NAME = "novelty.safetensors"
 _BINS = 16
 
 
-def describe_study(
-    views: np.ndarray, geometry: np.ndarray, features: torch.Tensor
-) -> np.ndarray:
+def describe_study(views: np.ndarray, geometry: np.ndarray, features: torch.Tensor) -> np.ndarray:
     """Views uint8 `[n, 3, H, W]`, geometry `[n, 11]`, features `[n, p, width]` -> one vector.
 
     Grey-value histograms and edge energy per window, field of view and slice spacing, mean and
@@ -76,7 +74,9 @@ def fit_novelty(vectors: np.ndarray, held_out: np.ndarray, margin: float = 1.25)
     centred = (vectors - mean).astype(np.float64)
     covariance = centred.T @ centred / len(vectors)
     # a tenth of each variance is added so that directions without data do not explode
-    values, axes = np.linalg.eigh(covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(mean)))
+    values, axes = np.linalg.eigh(
+        covariance + 0.1 * np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(mean))
+    )
     whiten = (axes / np.sqrt(values)).astype(np.float32)
     fitted = NoveltyModel(mean, whiten, 0.0)
     farthest = max(fitted.score(v) for v in held_out)

@@ -221,9 +221,7 @@ class MultimodalProcessor(ProcessorMixin):
         convert = self.tokenizer.convert_tokens_to_ids
         media_ids = torch.tensor([convert(token) for token in SPECIAL_TOKENS])
         places = torch.isin(ids, media_ids).nonzero().flatten().tolist()
-        sources = [
-            (index, source) for index, part in enumerate(parts) for source in part.sources
-        ]
+        sources = [(index, source) for index, part in enumerate(parts) for source in part.sources]
         spans: list[Span] = []
         for place, (index, source) in zip(places, sources, strict=True):
             if source is None:
@@ -340,7 +338,9 @@ def senses_of(config: MultimodalConfig) -> dict[str, Any]:
     return senses
 
 
-def _flatten(chat: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[tuple[str, Any]]]:
+def _flatten(
+    chat: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, str]], list[tuple[str, Any]]]:
     """Messages with plain-string contents, and the media parts in order."""
     messages, media = [], []
     for index, message in enumerate(chat):

@@ -25,9 +25,7 @@ def fourier(values_mm: torch.Tensor) -> torch.Tensor:
 FOURIER_WIDTH = 2 * len(_WAVELENGTHS_MM)
 
 
-def token_centres_mm(
-    geometry: torch.Tensor, grid: tuple[int, int], view_size: int
-) -> torch.Tensor:
+def token_centres_mm(geometry: torch.Tensor, grid: tuple[int, int], view_size: int) -> torch.Tensor:
     """Patient coordinates of each cell's centre: `[n, 11]` -> `[n, rows * columns, 3]`, LPS mm."""
     rows, columns = grid
     y = (torch.arange(rows, device=geometry.device) + 0.5) * (view_size / rows) - 0.5
@@ -84,7 +82,8 @@ class SliceProjector(nn.Module):
         grid = (self.grid[0] // self.factor, self.grid[1] // self.factor)
         centres = fourier(token_centres_mm(geometry, grid, view_size))
         steps = torch.stack(
-            [geometry[:, 3:6].norm(dim=1), geometry[:, 6:9].norm(dim=1), geometry[:, 9].abs()], dim=1
+            [geometry[:, 3:6].norm(dim=1), geometry[:, 6:9].norm(dim=1), geometry[:, 9].abs()],
+            dim=1,
         )
         scale = torch.cat([(steps + 0.1).log(), geometry[:, 10:11]], dim=1)
         return torch.cat([centres, scale[:, None].expand(-1, centres.shape[1], -1)], dim=2)

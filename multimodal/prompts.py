@@ -73,11 +73,14 @@ _FINDING = re.compile(
 )
 
 
+_SIDE_NAMES: dict[str, Side] = {"right": "right", "left": "left"}
+
+
 def parse_findings(text: str) -> list[NamedFinding]:
     """The findings in an answer to `LIST_FINDINGS`; unreadable items are left out."""
     matches = (_FINDING.match(item.strip().lower()) for item in text.split(";"))
     return [
-        NamedFinding(m["name"], m["side"], float(m["size"]) if m["size"] else None)
+        NamedFinding(m["name"], _SIDE_NAMES.get(m["side"]), float(m["size"]) if m["size"] else None)
         for m in matches
         if m and m["name"] != NO_FINDINGS
     ]
@@ -110,7 +113,9 @@ def parse_verdict(text: str) -> Verdict | None:
 _HEADER = re.compile(r"^\s*(?:[A-Z][A-Z /-]{2,}|[A-Z][a-z]+(?: [a-z]+)?):\s*")
 _NUMBERED = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+")
 # a full stop ends a sentence unless it stands inside a number or after a usual abbreviation
-_SENTENCE_END = re.compile(r"(?<=[.!?。])(?<!\bDr\.)(?<!\bapprox\.)(?<!\bNo\.)\s+(?=[A-Z0-9\"'(])|(?<=。)")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?。])(?<!\bDr\.)(?<!\bapprox\.)(?<!\bNo\.)\s+(?=[A-Z0-9\"'(])|(?<=。)"
+)
 _SKIPPED_SECTIONS = ("technique", "comparison", "indication", "clinical", "history", "exam")
 
 

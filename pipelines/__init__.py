@@ -1,8 +1,8 @@
 """CrossRead's public API: `pipeline(task, model=…)`. Nothing heavy is loaded until it is called.
 
-    >>> from pipelines import pipeline
-    >>> read = pipeline("ct-report")                                # doctest: +SKIP
-    >>> reading = read("study_folder", report="No pneumothorax.")   # doctest: +SKIP
+>>> from pipelines import pipeline
+>>> read = pipeline("ct-report")                                # doctest: +SKIP
+>>> reading = read("study_folder", report="No pneumothorax.")   # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ __all__ = ["Task", "pipeline"]
 
 @overload
 def pipeline(
-    task: Literal["ct-report"], model: str | Path | Backend | None = None, *,
-    device: str = "auto", dtype: str = "auto", sparsity: float | None = None,
+    task: Literal["ct-report"],
+    model: str | Path | Backend | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    sparsity: float | None = None,
 ) -> CtReportPipeline: ...
 @overload
 def pipeline(
-    task: Literal["chat"], model: str | Path | Backend | None = None, *,
-    device: str = "auto", dtype: str = "auto", sparsity: float | None = None,
+    task: Literal["chat"],
+    model: str | Path | Backend | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    sparsity: float | None = None,
 ) -> ChatPipeline: ...
 @overload
 def pipeline(

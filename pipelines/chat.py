@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from multimodal.backends import Backend, Finished, GenerateOptions, Token
+from multimodal.backends import Backend, Finished, GenerateOptions, Token, collect
 from multimodal.messages import Message, from_openai, user
 
 Chat = str | Message | Sequence[Message] | Sequence[Mapping[str, Any]]
@@ -39,11 +39,7 @@ class ChatPipeline:
         events = self.backend.generate(_messages(chat), options)
         if stream:
             return events
-        last = None
-        for last in events:
-            pass
-        assert isinstance(last, Finished)
-        return last
+        return collect(events)
 
 
 def _messages(chat: Chat) -> list[Message]:

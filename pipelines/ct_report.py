@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from encoders.errors import IncompatibleModel
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Backend, Finished, GenerateOptions, Region
+from multimodal.backends import Backend, Finished, GenerateOptions, Region, collect
 from multimodal.messages import Study, user
 from pipelines.evidence import (
     Agreement,
@@ -60,7 +60,12 @@ class _Session:
     warnings: list[Problem] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)
     usage: dict[str, int] = field(
-        default_factory=lambda: {"questions": 0, "prompt_tokens": 0, "new_tokens": 0, "encoded_media": 0}
+        default_factory=lambda: {
+            "questions": 0,
+            "prompt_tokens": 0,
+            "new_tokens": 0,
+            "encoded_media": 0,
+        }
     )
 
     @contextmanager
@@ -77,10 +82,7 @@ class _Session:
     ) -> Finished:
         """One question about the study, in a conversation of its own."""
         options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
-        last = None
-        for last in self.backend.generate([user(self.study, prompt)], options):
-            pass
-        assert isinstance(last, Finished)
+        last = collect(self.backend.generate([user(self.study, prompt)], options))
         self.usage["questions"] += 1
         self.usage["prompt_tokens"] += last.usage.prompt_tokens
         self.usage["new_tokens"] += last.usage.new_tokens
@@ -236,9 +238,7 @@ def _finding(
     return Finding(name, side, size, proof.slice_index, proof.box, probability, (proof,))
 
 
-def _review(
-    session: _Session, report: str, regions: tuple[Region, ...]
-) -> Iterator[Discrepancy]:
+def _review(session: _Session, report: str, regions: tuple[Region, ...]) -> Iterator[Discrepancy]:
     sentences = prompts.split_sentences(report)
     for sentence in sentences:
         prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
@@ -303,12 +303,12 @@ def _key_slices(
     from pipelines.html import draw_slice
 
     shown: dict[int, list[tuple[float, float, float, float]]] = {}
-    for item in (*findings, *points):
-        for proof in item.evidence:
-            if proof.slice_index is not None and proof.box is not None:
-                boxes = shown.setdefault(proof.slice_index, [])
-                if proof.box not in boxes:
-                    boxes.append(proof.box)
+    proofs = [e for f in findings for e in f.evidence] + [e for p in points for e in p.evidence]
+    for proof in proofs:
+        if proof.slice_index is not None and proof.box is not None:
+            boxes = shown.setdefault(proof.slice_index, [])
+            if proof.box not in boxes:
+                boxes.append(proof.box)
     if not shown:
         shown[len(volume.voxels) // 2] = []
     return tuple((i, draw_slice(volume, i, boxes)) for i, boxes in sorted(shown.items()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoders.errors import IncompatibleModel
-from multimodal.backends import Backend, Finished, GenerateOptions
+from multimodal.backends import Backend, GenerateOptions, collect
 from multimodal.messages import Audio, user
 from multimodal.prompts import TRANSCRIBE
 
@@ -61,12 +61,9 @@ class DictationPipeline:
         speech = load_speech(*recording) if isinstance(recording, tuple) else load_speech(recording)
         segments = []
         for start, stop, piece in chunk_speech(speech, MAX_SECONDS):
-            last = None
             message = user(Audio(piece, RATE_HZ), TRANSCRIBE)
-            for last in self.backend.generate([message], GenerateOptions(max_new_tokens=96)):
-                pass
-            assert isinstance(last, Finished)
-            segments.append(Segment(start, stop, last.text))
+            events = self.backend.generate([message], GenerateOptions(max_new_tokens=96))
+            segments.append(Segment(start, stop, collect(events).text))
         return Transcript(" ".join(s.text for s in segments if s.text), tuple(segments))
 
     def batch(self, recordings: Iterable[str | Path]) -> Iterator[Transcript]:

@@ -128,9 +128,7 @@ def locate(regions: Sequence[Region], name: str, side: str | None) -> Region | N
 def as_evidence(region: Region) -> Evidence:
     """A region as image evidence."""
     source = region.source
-    return Evidence(
-        "image", source.slice_index, source.position_mm, region.box, score=region.score
-    )
+    return Evidence("image", source.slice_index, source.position_mm, region.box, score=region.score)
 
 
 _SYNONYMS = {

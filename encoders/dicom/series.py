@@ -189,8 +189,10 @@ def _zip_members(path: Path, problems: list[Problem]) -> Iterator[tuple[str, byt
             entries = [e for e in archive.infolist() if not e.is_dir()]
             total = sum(e.file_size for e in entries)
             packed = max(sum(e.compress_size for e in entries), 1)
-            if len(entries) > MAX_MEMBERS or total > MAX_UNPACKED_BYTES or (
-                total > 2**26 and total / packed > MAX_RATIO
+            if (
+                len(entries) > MAX_MEMBERS
+                or total > MAX_UNPACKED_BYTES
+                or (total > 2**26 and total / packed > MAX_RATIO)
             ):
                 raise UnreadableFile(
                     f"{path.name!r} holds {len(entries)} files that unpack to {total / 2**20:.0f}"
@@ -204,7 +206,9 @@ def _zip_members(path: Path, problems: list[Problem]) -> Iterator[tuple[str, byt
                     continue
                 yield name, archive.read(entry)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-        raise UnreadableFile(f"{path.name!r} is a broken or encrypted zip; pack it again") from error
+        raise UnreadableFile(
+            f"{path.name!r} is a broken or encrypted zip; pack it again"
+        ) from error
 
 
 def _read_slices(name: str, source: Path | bytes) -> list[tuple[SliceFile, SeriesInfo]]:
@@ -349,7 +353,9 @@ def _make_series(group: list[tuple[SliceFile, SeriesInfo]]) -> Series:
     problems = []
     for file, _ in group:
         if file.sop_uid in files and file.sop_uid:
-            problems.append(Problem("DUPLICATE_INSTANCE", "the same image twice; one kept", file.name))
+            problems.append(
+                Problem("DUPLICATE_INSTANCE", "the same image twice; one kept", file.name)
+            )
             continue
         files[file.sop_uid or f"{file.name}#{len(files)}"] = file
     ordered = list(files.values())

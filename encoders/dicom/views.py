@@ -74,12 +74,16 @@ def make_views(volume: Volume, profile: ViewProfile) -> Views:
     if not volume.calibrated:
         voxels = _stretched(voxels)
         problems.append(Problem("STRETCHED", "grey values were stretched to the lung window"))
-    n, rows, columns = voxels.shape
+    _, rows, columns = voxels.shape
     groups, thickness = _slabs(positions, profile)
     row_mm, column_mm = (float(np.linalg.norm(affine[:3, i])) for i in (1, 2))
     frame = _Frame(rows * row_mm, columns * column_mm, profile.size)
     along = _slice_offsets(affine, positions)
-    centre = affine[:3, 3] + (along[0] + along[-1]) / 2 + affine[:3, 1:3] @ [(rows - 1) / 2, (columns - 1) / 2]
+    centre = (
+        affine[:3, 3]
+        + (along[0] + along[-1]) / 2
+        + affine[:3, 1:3] @ [(rows - 1) / 2, (columns - 1) / 2]
+    )
     pixels = np.empty((len(groups), 3, profile.size, profile.size), np.uint8)
     geometry = np.zeros((len(groups), 11), np.float32)
     sources = []
@@ -102,7 +106,7 @@ def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     order = [0, 1, 2] if axes[2] == column_axis else [0, 2, 1]
     to_old = np.zeros((4, 4))
     to_old[3, 3] = 1
-    flips = []
+    flips: list[int] = []
     for new, old in enumerate(order):
         wanted = -1 if (new == 1 and axes[old] == 2) else 1
         flip = volume.affine[axes[old], old] * wanted < 0
@@ -110,7 +114,7 @@ def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
         if flip:
             to_old[old, 3] = volume.voxels.shape[old] - 1
             flips.append(new)
-    return np.flip(volume.voxels.transpose(order), flips), to_old
+    return np.flip(volume.voxels.transpose(order), tuple(flips)), to_old
 
 
 def _dominant(affine: np.ndarray) -> list[int]:
@@ -217,5 +221,12 @@ def _source(
         slice_range=(min(span), max(span) + 1),
         position_mm=float(volume.positions_mm[index]),
         window=name,
-        pixel_map=(pixel_map[0], pixel_map[1], pixel_map[2], pixel_map[3], pixel_map[4], pixel_map[5]),
+        pixel_map=(
+            pixel_map[0],
+            pixel_map[1],
+            pixel_map[2],
+            pixel_map[3],
+            pixel_map[4],
+            pixel_map[5],
+        ),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Volume:
     affine: np.ndarray
     positions_mm: np.ndarray
     problems: tuple[Problem, ...] = ()
-    info: SeriesInfo = SeriesInfo()
+    info: SeriesInfo = field(default_factory=SeriesInfo)
     calibrated: bool = True
 
     @property
@@ -97,7 +97,9 @@ def _without_duplicates(files: list[SliceFile], problems: list[Problem]) -> list
             step = np.subtract(file.position, kept[-1].position)
             if abs(float(step @ normal_of(file.orientation))) < 1e-3:
                 problems.append(
-                    Problem("DUPLICATE_POSITION", "another image at the same place; left out", file.name)
+                    Problem(
+                        "DUPLICATE_POSITION", "another image at the same place; left out", file.name
+                    )
                 )
                 continue
         kept.append(file)
@@ -263,14 +265,18 @@ def _geometry(
 ) -> tuple[np.ndarray, np.ndarray]:
     orientation = files[0].orientation
     if orientation is None or files[0].position is None:
-        problems.append(Problem("NO_GEOMETRY", "no position or orientation; an axial one is assumed"))
+        problems.append(
+            Problem("NO_GEOMETRY", "no position or orientation; an axial one is assumed")
+        )
         orientation = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     if abs(row @ column) > 1e-3 or abs(np.linalg.norm(row) - 1) > 1e-2:
         problems.append(Problem("BAD_ORIENTATION", "image axes are not orthogonal unit vectors"))
     spacing = files[0].spacing
     if spacing is None:
-        problems.append(Problem("NO_SPACING", "no pixel spacing; 1 mm is assumed, sizes are unknown"))
+        problems.append(
+            Problem("NO_SPACING", "no pixel spacing; 1 mm is assumed, sizes are unknown")
+        )
         spacing = (1.0, 1.0)
     normal = normal_of(orientation)
     places = np.array([f.position or (0.0, 0.0, 0.0) for f in files])
@@ -286,9 +292,7 @@ def _geometry(
     return affine, positions
 
 
-def _regular_step(
-    places: np.ndarray, positions: np.ndarray, problems: list[Problem]
-) -> np.ndarray:
+def _regular_step(places: np.ndarray, positions: np.ndarray, problems: list[Problem]) -> np.ndarray:
     """From one slice to the next; where gaps differ, the usual one, and the flaw is reported."""
     gaps = np.diff(positions)
     usual = float(np.median(gaps))
@@ -301,7 +305,9 @@ def _regular_step(
     values = ", ".join(f"{g:.2f}" for g in sorted(set(np.round(gaps, 2).tolist()))[:5])
     if missing:
         lost = int(np.round(multiples).sum() - len(odd))
-        message = f"{lost} slices are missing (gaps {values} mm); positions_mm holds the true places"
+        message = (
+            f"{lost} slices are missing (gaps {values} mm); positions_mm holds the true places"
+        )
         problems.append(Problem("MISSING_SLICE", message, f"after slice {int(odd[0])}"))
     else:
         message = f"slices are unevenly spaced ({values} mm); positions_mm holds the true places"

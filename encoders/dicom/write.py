@@ -55,11 +55,11 @@ def write_ct_series(
 
 def _slice_dataset(hu: np.ndarray, uid: str, index: int):  # type: ignore[no-untyped-def]
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-    meta.MediaStorageSOPInstanceUID = f"{uid}.3.{index + 1}"
+    meta.MediaStorageSOPInstanceUID = UID(f"{uid}.3.{index + 1}")
     data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # type: ignore[arg-type]
     data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
     data.StudyInstanceUID, data.SeriesInstanceUID = f"{uid}.1", f"{uid}.2"

@@ -11,7 +11,10 @@ def sparse_gated_mlp(
 ) -> torch.Tensor:
     """See `multimodal.kernels.sparse_gated_mlp`; a row at a time, each with its own neurons."""
     return torch.stack(
-        [_one(*row, up, down_t) for row in zip(x.unbind(), gate.unbind(), mask.unbind(), strict=True)]
+        [
+            _one(*row, up, down_t)
+            for row in zip(x.unbind(), gate.unbind(), mask.unbind(), strict=True)
+        ]
     )
 
 

@@ -55,7 +55,10 @@ class Corpus:
         self.seeds = range(self.num_studies)
         self._size = np.load(folder / "size_mm.npy", mmap_mode="r")
         self.truth = [
-            [NamedFinding(*item) for item in json.loads((folder / "truth" / f"{i}.json").read_text())]
+            [
+                NamedFinding(*item)
+                for item in json.loads((folder / "truth" / f"{i}.json").read_text())
+            ]
             for i in range(self.num_studies)
         ]
         self._shown: np.ndarray | None = None
@@ -72,7 +75,7 @@ class Corpus:
         """Random training slices, two thirds of them with a finding."""
         if self._shown is None:  # [k, 2] study and slice of every slice that shows something
             some = self.cover[HELD_OUT : self.num_studies].max((2, 3)) > 24
-            self._shown = np.argwhere(some) + [HELD_OUT, 0]
+            self._shown = np.argwhere(some) + np.array([HELD_OUT, 0])
         shown = self._shown[rng.integers(len(self._shown), size=2 * n // 3)]
         rest = n - len(shown)
         other = np.stack(

@@ -151,7 +151,7 @@ class Packer:
             asked = [ask(task, self.corpus.truth[index], rng) for task in QUESTIONS]
             dialogues.append([d for d in asked if d is not None])
         packed = self.pack(dialogues)
-        return self.study_logits(indices, packed)[1]
+        return self.study_logits(indices.tolist(), packed)[1]
 
     def pack(self, dialogues: Sequence[Sequence[Dialogue]]) -> Packed:
         """One row a study: the shared prefix, then branches that see it and themselves only."""
@@ -185,7 +185,9 @@ class Packer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and loss of a packed batch; `blank` replaces the images' features by zeros."""
         model, width = self.model, self.features.shape[-1]
-        features = torch.from_numpy(self.features[np.sort(indices)][np.argsort(np.argsort(indices))])
+        features = torch.from_numpy(
+            self.features[np.sort(indices)][np.argsort(np.argsort(indices))]
+        )
         geometry = torch.from_numpy(np.stack([self.corpus.geometry[i] for i in indices]))
         features = features.float() * (0.0 if blank else 1.0)
         study = torch.arange(len(indices)).repeat_interleave(NUM_VIEWS)

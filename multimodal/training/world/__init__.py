@@ -1,0 +1,1 @@
+"""The generated world: phantoms, their reports, mistakes in them, questions and dictations."""

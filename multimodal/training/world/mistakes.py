@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from multimodal.prompts import ErrorType, NamedFinding, Verdict
+from multimodal.prompts import ErrorType, NamedFinding, Side, Verdict
 from multimodal.training.world.reports import Sentence, absent_keys, format_size, say
 
 SENTENCE_MISTAKES: tuple[ErrorType, ...] = (
@@ -50,7 +50,7 @@ def _direction(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Mista
     swappable = [f for f in truth if f.side and (f.name, _other(f.side)) not in present]
     if not swappable:
         return None
-    right = say(swappable[rng.integers(len(swappable))], rng)
+    right = say(swappable[int(rng.integers(len(swappable)))], rng)
     assert right.about.side is not None
     wrong = right.said_of(replace(right.about, side=_other(right.about.side)))
     return Mistake(wrong.text, Verdict("direction", right.text))
@@ -82,8 +82,8 @@ def _unit(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Mistake | 
 
 
 def _typo(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Mistake | None:
-    right = say(truth[rng.integers(len(truth))], rng) if truth else _denial(truth, rng)
-    words = [m for m in re.finditer(r"[A-Za-z]{5,}", right.text)]
+    right = say(truth[int(rng.integers(len(truth)))], rng) if truth else _denial(truth, rng)
+    words = list(re.finditer(r"[A-Za-z]{5,}", right.text))
     if not words:
         return None
     word = words[rng.integers(len(words))]
@@ -97,7 +97,7 @@ def _omission(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Mistak
     """A finding that is there, denied."""
     if not truth:
         return None
-    finding = truth[rng.integers(len(truth))]
+    finding = truth[int(rng.integers(len(truth)))]
     wrong = say(finding, rng, denied=True)
     return Mistake(wrong.text, Verdict("omission", said_plainly(finding)))
 
@@ -132,7 +132,7 @@ def _sized(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Sentence 
     return say(sized[rng.integers(len(sized))], rng) if sized else None
 
 
-def _other(side: str) -> str:
+def _other(side: Side) -> Side:
     return "left" if side == "right" else "right"
 
 

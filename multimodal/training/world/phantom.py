@@ -23,6 +23,7 @@ FINDINGS: tuple[tuple[str, bool], ...] = (
     ("aortic calcification", False),
 )
 Key = tuple[str, Side | None]
+_SIDES: tuple[tuple[Side, int], ...] = (("right", -1), ("left", 1))
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,13 @@ def _random_lesion(rng: np.random.Generator, body: Phantom, key: Key) -> Lesion:
         return Lesion(name, side, tuple(point), radii, rng.uniform(0, 90), seed)
     if name == "consolidation":
         point = _inside_lung(rng, body, sign, 0.7)
-        return Lesion(name, side, tuple(point), tuple(rng.uniform(20, 42, 3)), rng.uniform(-60, 40), seed)
+        return Lesion(
+            name, side, tuple(point), tuple(rng.uniform(20, 42, 3)), rng.uniform(-60, 40), seed
+        )
     if name == "pleural effusion":
-        return Lesion(name, side, level=rng.uniform(0.25, 0.6), radii=(rng.uniform(0, 18), 0, 0), seed=seed)
+        return Lesion(
+            name, side, level=rng.uniform(0.25, 0.6), radii=(rng.uniform(0, 18), 0, 0), seed=seed
+        )
     if name == "pneumothorax":
         return Lesion(name, side, level=rng.uniform(0.70, 0.86), seed=seed)
     if name == "aortic calcification":
@@ -198,7 +203,9 @@ class _Canvas:
         self.px, self.py, self.z = px[None], py[None], z[:, None, None]
         self.hu = np.full((len(z), *px.shape), -1000.0, np.float32)
 
-    def ellipse(self, centre: tuple[float, float], radii: tuple[float, float], power: float = 2.0) -> np.ndarray:
+    def ellipse(
+        self, centre: tuple[float, float], radii: tuple[float, float], power: float = 2.0
+    ) -> np.ndarray:
         """A cylinder along z as `[1, y, x]`: below 1 inside."""
         u = np.abs((self.px - centre[0]) / radii[0])
         v = np.abs((self.py - centre[1]) / radii[1])
@@ -209,7 +216,9 @@ class _Canvas:
         flat = ((self.px - centre[0]) / radii[0]) ** 2 + ((self.py - centre[1]) / radii[1]) ** 2
         return flat + ((self.z - centre[2]) / radii[2]) ** 2 < 1
 
-    def stamp(self, centre: np.ndarray, radii: np.ndarray, hu: float, where: np.ndarray | None) -> np.ndarray:
+    def stamp(
+        self, centre: np.ndarray, radii: np.ndarray, hu: float, where: np.ndarray | None
+    ) -> np.ndarray:
         """Fill a small ellipsoid, working only on the slices it crosses; returns its mask."""
         mask = np.zeros(self.hu.shape, bool)
         near = np.flatnonzero(np.abs(self.z[:, 0, 0] - centre[2]) < radii[2])
@@ -227,7 +236,7 @@ class _Canvas:
 def _draw(body: Phantom, canvas: _Canvas) -> dict[Key, np.ndarray]:
     lesions = {(lesion.name, lesion.side): lesion for lesion in body.lesions}
     masks: dict[Key, np.ndarray] = {}
-    w, d, h = body.half_width, body.half_depth, body.half_height
+    w, d = body.half_width, body.half_depth
     skin = canvas.ellipse((0, 0), (w, d), 2.5)
     canvas.hu[:] = np.where(skin < 1, -100.0, canvas.hu)
     canvas.hu[:] = np.where(canvas.ellipse((0, 0), (0.93 * w, 0.90 * d), 2.5) < 1, 45.0, canvas.hu)
@@ -258,7 +267,9 @@ def _ribs(body: Phantom, canvas: _Canvas) -> None:
     back = 0.62 * body.half_depth
     spine = canvas.ellipse((0, back), (19, 17)) < 1
     canvas.hu[:] = np.where(spine, 230.0, canvas.hu)
-    arch = (canvas.ellipse((0, back + 26), (7, 16)) < 1) | (canvas.ellipse((0, back + 14), (30, 5)) < 1)
+    arch = (canvas.ellipse((0, back + 26), (7, 16)) < 1) | (
+        canvas.ellipse((0, back + 14), (30, 5)) < 1
+    )
     canvas.hu[:] = np.where(arch, 350.0, canvas.hu)
     sternum = canvas.ellipse((0, -0.86 * body.half_depth), (17, 6)) < 1
     canvas.hu[:] = np.where(sternum, 250.0, canvas.hu)
@@ -284,7 +295,7 @@ def _draw_pleura(
     body: Phantom, canvas: _Canvas, lungs: dict[str, np.ndarray], lesions: dict[Key, Lesion]
 ) -> dict[Key, np.ndarray]:
     masks: dict[Key, np.ndarray] = {}
-    for side, sign in (("right", -1), ("left", 1)):
+    for side, sign in _SIDES:
         centre, radii = _lung(body, sign)
         fluid = lesions.get(("pleural effusion", side))
         if fluid is not None:  # layers at the back of the base, with a curved upper edge
@@ -296,7 +307,9 @@ def _draw_pleura(
             masks["pleural effusion", side] = mask
         air = lesions.get(("pneumothorax", side))
         if air is not None:  # the lung shrinks towards the hilum and the back
-            inner_centre = centre + np.array([-sign * 0.10 * radii[0], (1 - air.level) * radii[1], -6.0])
+            inner_centre = centre + np.array(
+                [-sign * 0.10 * radii[0], (1 - air.level) * radii[1], -6.0]
+            )
             inner = canvas.ball(inner_centre, radii * air.level)
             mask = lungs[side] & ~inner & (canvas.py < centre[1] + 0.45 * radii[1])
             edge = lungs[side] & ~mask & ~canvas.ball(inner_centre, radii * air.level - 3.0)
@@ -318,7 +331,9 @@ def _draw_parenchyma(
             for _ in range(6):  # a clump of blobs has the ragged edge of airspace disease
                 offset = rng.uniform(-0.45, 0.45, 3) * patch.radii
                 blob = np.array(patch.radii) * rng.uniform(0.45, 0.75, 3)
-                mask |= canvas.stamp(np.array(patch.centre) + offset, blob, patch.level, lungs[side])
+                mask |= canvas.stamp(
+                    np.array(patch.centre) + offset, blob, patch.level, lungs[side]
+                )
             grain = rng.normal(0, 45, int(mask.sum())).astype(np.float32)
             canvas.hu[mask] += grain
             masks["consolidation", side] = mask
@@ -337,7 +352,9 @@ def _draw_mediastinum(
     thorax = 0.85 * body.half_width
     width = body.heart_ratio * thorax
     heart_centre = np.array([0.32 * width, -0.22 * body.half_depth, -0.22 * body.half_height])
-    radii = np.array([width, 0.45 * body.half_depth + 0.12 * width, 0.30 * body.half_height + 0.25 * width])
+    radii = np.array(
+        [width, 0.45 * body.half_depth + 0.12 * width, 0.30 * body.half_height + 0.25 * width]
+    )
     heart = canvas.ball(heart_centre, radii)
     heart &= canvas.ellipse((0, 0), (thorax, 0.80 * body.half_depth), 2.4) < 1
     canvas.hu[:] = np.where(heart, body.blood_hu, canvas.hu)
@@ -359,7 +376,11 @@ def _draw_mediastinum(
         mask = np.zeros(canvas.hu.shape, bool)
         for _ in range(int(rng.integers(3, 6))):
             turn, height = rng.uniform(0, 2 * np.pi), rng.uniform(-0.7 * body.half_height, 45)
-            at = np.array([24 + 12 * np.cos(turn), 0.34 * body.half_depth + 12 * np.sin(turn), height])
-            mask |= canvas.stamp(at, np.array([4.5, 4.5, 11.0]) * rng.uniform(0.8, 1.4), plaques.level, None)
+            at = np.array(
+                [24 + 12 * np.cos(turn), 0.34 * body.half_depth + 12 * np.sin(turn), height]
+            )
+            mask |= canvas.stamp(
+                at, np.array([4.5, 4.5, 11.0]) * rng.uniform(0.8, 1.4), plaques.level, None
+            )
         masks["aortic calcification", None] = mask
     return masks

@@ -44,7 +44,10 @@ _PRESENT = {
 }
 _ABSENT = {
     "nodule": ("No nodule is seen in the {side} lung.", "There is no {side} lung nodule."),
-    "consolidation": ("No consolidation in the {side} lung.", "The {side} lung is free of consolidation."),
+    "consolidation": (
+        "No consolidation in the {side} lung.",
+        "The {side} lung is free of consolidation.",
+    ),
     "pleural effusion": ("No {side} pleural effusion.", "There is no pleural fluid on the {side}."),
     "pneumothorax": ("No {side} pneumothorax.", "There is no pneumothorax on the {side}."),
     "cardiomegaly": ("The heart is normal in size.", "No cardiomegaly."),
@@ -120,7 +123,9 @@ def write_report(truth: Sequence[NamedFinding], rng: np.random.Generator) -> lis
     return [sentences[i] for i in rng.permutation(len(sentences))]
 
 
-def report_text(sentences: Sequence[str], truth: Sequence[NamedFinding], rng: np.random.Generator) -> str:
+def report_text(
+    sentences: Sequence[str], truth: Sequence[NamedFinding], rng: np.random.Generator
+) -> str:
     """A full report with its sections, for people and files."""
     technique = TECHNIQUES[rng.integers(len(TECHNIQUES))]
     names = [f"{f.side} {f.name}" if f.side else f.name for f in truth]

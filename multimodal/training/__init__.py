@@ -1,0 +1,1 @@
+"""How the demo checkpoint is made: a generated world, three training stages, an evaluation."""
