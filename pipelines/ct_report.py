@@ -7,17 +7,19 @@ same study; its answers become typed values, its finding head tells where to loo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from encoders.errors import IncompatibleModel
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Backend, Finished, GenerateOptions, Region, collect
+from multimodal.backends import Backend, Finished, GenerateOptions, Region, Token
 from multimodal.messages import Study, user
+from pipelines.batch import Failed, run_each
+from pipelines.dictation import DictationPipeline
 from pipelines.evidence import (
     Agreement,
     Discrepancy,
@@ -30,9 +32,11 @@ from pipelines.evidence import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from encoders.dicom import Volume
+    from pipelines.dictation import Recording
+
+    Input = str | Path | Volume
+    Progress = Finding | Discrepancy | Token | Reading
 
 _SENTENCE_VERDICTS = (
     prompts.AGREES, "omission", "insertion", "direction", "size", "unit", "typo",
@@ -45,9 +49,9 @@ _ABSTAINS = "The study is outside what this model was validated on; it gives no 
 class Case:
     """One study with the words about it; what a batch iterates over."""
 
-    study: str | Path | Volume
+    study: Input
     report: str | None = None
-    dictation: str | Path | tuple[np.ndarray, int] | None = None
+    dictation: Recording | None = None
     question: str | None = None
 
 
@@ -81,13 +85,31 @@ class _Session:
         self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
     ) -> Finished:
         """One question about the study, in a conversation of its own."""
+        events = self.events(prompt, choices=choices, ground=ground, tokens=tokens)
+        while True:
+            try:
+                next(events)
+            except StopIteration as end:
+                finished: Finished = end.value
+                return finished
+
+    def events(
+        self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
+    ) -> Generator[Token, None, Finished]:
+        """The answer's tokens as they are made; returns the end of it."""
         options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
-        last = collect(self.backend.generate([user(self.study, prompt)], options))
+        finished = None
+        for event in self.backend.generate([user(self.study, prompt)], options):
+            if isinstance(event, Finished):
+                finished = event
+            else:
+                yield event
+        assert finished is not None
         self.usage["questions"] += 1
-        self.usage["prompt_tokens"] += last.usage.prompt_tokens
-        self.usage["new_tokens"] += last.usage.new_tokens
-        self.usage["encoded_media"] += last.usage.encoded_media
-        return last
+        self.usage["prompt_tokens"] += finished.usage.prompt_tokens
+        self.usage["new_tokens"] += finished.usage.new_tokens
+        self.usage["encoded_media"] += finished.usage.encoded_media
+        return finished
 
 
 class CtReportPipeline:
@@ -96,20 +118,47 @@ class CtReportPipeline:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
+    @overload
     def __call__(
         self,
-        study: str | Path | Volume,
+        study: Input,
         report: str | None = None,
-        dictation: str | Path | tuple[np.ndarray, int] | None = None,
+        dictation: Recording | None = None,
         question: str | None = None,
-    ) -> Reading:
-        """Read one study.
+        *,
+        stream: Literal[False] = False,
+    ) -> Reading: ...
+    @overload
+    def __call__(
+        self,
+        study: Input,
+        report: str | None = None,
+        dictation: Recording | None = None,
+        question: str | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[Progress]: ...
+    @overload
+    def __call__(self, study: Iterable[Case]) -> Iterator[Reading | Failed]: ...  # fmt: skip
+
+    def __call__(
+        self,
+        study: Input | Iterable[Case],
+        report: str | None = None,
+        dictation: Recording | None = None,
+        question: str | None = None,
+        *,
+        stream: bool = False,
+    ) -> Reading | Iterator[Progress] | Iterator[Reading | Failed]:
+        """Read one study, or every `Case` of an iterable.
 
         Args:
-            study: DICOM file, folder, zip, or a loaded volume.
+            study: DICOM file, folder, zip, or a loaded volume; or an iterable of `Case`.
             report: its text.
             dictation: a recording of (more of) the report.
             question: anything else to ask of the study.
+            stream: give findings, discrepancies and the answer's tokens as they are made, the
+                `Reading` last.
 
         Raises:
             InputError: study or recording cannot be used, saying why.
@@ -119,54 +168,74 @@ class CtReportPipeline:
             raise IncompatibleModel(
                 f"{self.backend.capabilities().name} cannot see; choose a model with a vision tower"
             )
-        return _read(self.backend, Case(study, report, dictation, question))
+        if not _is_input(study):
+            return run_each(cast("Iterable[Case]", study), self._one, "studies")
+        events = _read(self.backend, Case(cast("Input", study), report, dictation, question))
+        return events if stream else _last(events)
 
-    def batch(self, cases: Iterable[Case]) -> Iterator[Reading]:
-        """Read many studies one by one, with progress on a terminal."""
-        from tqdm import tqdm
-
-        for case in tqdm(cases, desc="studies", disable=None):
-            yield self(case.study, case.report, case.dictation, case.question)
+    def _one(self, case: Case) -> Reading:
+        return _last(_read(self.backend, case))
 
 
-def _read(backend: Backend, case: Case) -> Reading:
+def _is_input(study: object) -> bool:
+    from encoders.dicom import Volume
+
+    return isinstance(study, str | Path | Volume)
+
+
+def _last(events: Iterator[Progress]) -> Reading:
+    reading = [event for event in events if isinstance(event, Reading)]
+    return reading[-1]
+
+
+def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     started = time.perf_counter()
     volume, problems, read_s = _open(case.study)
     session = _Session(backend, Study(volume), problems, {"read": read_s})
     transcript = None
     if case.dictation is not None:
         with session.stage("dictation"):
-            from pipelines.dictation import DictationPipeline
-
             transcript = DictationPipeline(backend)(case.dictation).text
     report = "\n".join(words for words in (case.report, transcript) if words) or None
     with session.stage("encode"):
         away = _out_of_range(session, volume)
     if away is not None:
         session.warnings.insert(0, away)
+    findings: list[Finding] = []
+    points: list[Discrepancy] = []
     with session.stage("findings"):
         seen = session.ask(prompts.LIST_FINDINGS, ground=True)
-        findings = () if away else tuple(_findings(session, seen))
+        for finding in _findings(session, seen) if away is None else ():
+            findings.append(finding)
+            yield finding
     with session.stage("review"):
-        points = tuple(_review(session, report, seen.regions)) if report and not away else ()
-    answer, evidence = None, tuple(e for f in findings for e in f.evidence)
+        for point in _review(session, report, seen.regions) if report and away is None else ():
+            points.append(point)
+            yield point
+    answer = None
     if case.question:
         with session.stage("answer"):
-            answer = _ABSTAINS if away else session.ask(case.question).text
-    for problem in seen.problems:
-        if problem not in session.warnings:
-            session.warnings.append(problem)
+            answer = yield from _answer(session, case.question, away)
+    session.warnings += [p for p in seen.problems if p not in session.warnings]
     with session.stage("pictures"):
         pictures = _key_slices(volume, findings, points)
     session.timings_s["total"] = time.perf_counter() - started
-    return Reading(
-        findings, points, _agreement(report, points, away), answer, evidence,
-        tuple(session.warnings), volume.info.to_dict(), report, transcript,
-        backend.capabilities().name, session.usage, session.timings_s, key_slices=pictures,
+    yield Reading(
+        tuple(findings), tuple(points), _agreement(report, points, away), answer,
+        tuple(e for f in findings for e in f.evidence), tuple(session.warnings),
+        volume.info.to_dict(), report, transcript, backend.capabilities().name,
+        session.usage, session.timings_s, key_slices=pictures,
     )  # fmt: skip
 
 
-def _open(study: str | Path | Volume) -> tuple[Volume, list[Problem], float]:
+def _answer(session: _Session, question: str, away: Problem | None) -> Generator[Token, None, str]:
+    if away is not None:
+        return _ABSTAINS
+    events = session.events(question)
+    return (yield from events).text
+
+
+def _open(study: Input) -> tuple[Volume, list[Problem], float]:
     from encoders.dicom import Volume, load_volume, read_study
 
     started = time.perf_counter()
@@ -288,7 +357,7 @@ def _proof(
 
 
 def _agreement(
-    report: str | None, points: tuple[Discrepancy, ...], away: Problem | None
+    report: str | None, points: Sequence[Discrepancy], away: Problem | None
 ) -> Agreement:
     if away is not None:
         return "abstained"
@@ -298,7 +367,7 @@ def _agreement(
 
 
 def _key_slices(
-    volume: Volume, findings: tuple[Finding, ...], points: tuple[Discrepancy, ...]
+    volume: Volume, findings: Sequence[Finding], points: Sequence[Discrepancy]
 ) -> tuple[tuple[int, bytes], ...]:
     from pipelines.html import draw_slice
 

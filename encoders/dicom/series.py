@@ -7,8 +7,11 @@ identifiers are never kept, only the allow-list of `SeriesInfo`.
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -211,6 +214,26 @@ def _zip_members(path: Path, problems: list[Problem]) -> Iterator[tuple[str, byt
         ) from error
 
 
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Values are taken as they are, and no warning or log line of pydicom quotes them.
+
+    What is wrong with a file is told as a `Problem`; pydicom's own words may hold identifiers.
+    """
+    from pydicom.config import disable_value_validation
+
+    log = logging.getLogger("pydicom")
+    before = log.disabled
+    with disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = before
+
+
+@quiet_pydicom()
 def _read_slices(name: str, source: Path | bytes) -> list[tuple[SliceFile, SeriesInfo]]:
     import pydicom
     from pydicom.errors import InvalidDicomError

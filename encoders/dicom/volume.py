@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from encoders.dicom.series import Series, SeriesInfo, SliceFile, is_ct, normal_of, read_study
+from encoders.dicom.series import (
+    Series,
+    SeriesInfo,
+    SliceFile,
+    is_ct,
+    normal_of,
+    quiet_pydicom,
+    read_study,
+)
 from encoders.errors import InvalidPixels, UnreadableFile, UnsupportedTransferSyntax
 from encoders.features import Problem
 
@@ -63,6 +71,7 @@ class Volume:
         return self.affine[:3, :3] @ np.asarray(index, float) + self.affine[:3, 3]
 
 
+@quiet_pydicom()
 def load_volume(series: Series | Path | str) -> Volume:
     """Decode a series (or the default series of a path).
 

@@ -1,0 +1,23 @@
+"""The CrossRead app (also the Hugging Face Space): builds `pipelines.ui` and launches it."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main() -> None:
+    """Serve the page; local unless told otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--model", default=None, help="composite folder or Hub id")
+    options = parser.parse_args()
+
+    from pipelines.ui import build_app, launch_options
+
+    page = build_app(options.model)
+    page.launch(server_name=options.host, server_port=options.port, **launch_options())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A reading as one self-contained page, and a slice as a picture.
+
+Nothing is fetched: styles and pictures are inside the page, and every word is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from encoders.dicom import Volume
+    from pipelines.evidence import Discrepancy, Reading
+
+Box = tuple[float, float, float, float]
+WINDOWS = (("lung", -600.0, 1500.0), ("soft tissue", 40.0, 400.0))  # name, centre, width in HU
+_WIDTH = 384  # pixels of one window's picture
+_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # LPS: negative and positive end of each axis
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of the report and what is wrong with it, None where nothing is."""
+
+    text: str
+    point: Discrepancy | None
+
+
+def render_reading(reading: Reading) -> str:
+    """The page of one reading."""
+    pictures = [
+        (index, "data:image/png;base64," + base64.b64encode(png).decode())
+        for index, png in reading.key_slices
+    ]
+    alarms = [w for w in reading.warnings if w.code == "OUT_OF_RANGE"]
+    notes = [w for w in reading.warnings if w.code != "OUT_OF_RANGE"]
+    facts = {k: v for k, v in reading.study.items() if v not in (None, "")}
+    return _template().render(
+        reading=reading, pictures=pictures, alarms=alarms, notes=notes, facts=facts,
+        passages=list(mark_report(reading.report or "", reading.discrepancies)),
+        missing=[d for d in reading.discrepancies if d.sentence is None],
+    )  # fmt: skip
+
+
+def mark_report(report: str, points: Sequence[Discrepancy]) -> Iterator[Passage]:
+    """The report cut into passages, each judged sentence a passage of its own."""
+    stated = [(report.find(p.sentence), p) for p in points if p.sentence and p.sentence in report]
+    places = sorted(stated, key=lambda place: place[0])
+    at = 0
+    for start, point in places:
+        if start < at or point.sentence is None:
+            continue
+        if start > at:
+            yield Passage(report[at:start], None)
+        at = start + len(point.sentence)
+        yield Passage(report[start:at], point)
+    if at < len(report):
+        yield Passage(report[at:], None)
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("reading.html")
+
+
+def draw_slice(volume: Volume, index: int, boxes: Sequence[Box] = ()) -> bytes:
+    """A PNG of one slice in lung and soft-tissue windows, side by side, with boxes on it.
+
+    Shown as radiologists do (patient right at the picture's left, front or head up), square
+    pixels, the patient's directions lettered at the edges. Uncalibrated values are stretched
+    between their 1st and 99th percentile instead.
+
+    Args:
+        index: slice of `volume`.
+        boxes: (x0, y0, x1, y1) in pixels of the stored slice.
+    """
+    from PIL import Image
+
+    panels = [
+        _panel(volume, index, grey, boxes, name) for name, grey in _greys(volume, index)
+    ]  # fmt: skip
+    sheet = Image.new(
+        "RGB", (sum(p.width for p in panels) + 4 * (len(panels) - 1), panels[0].height)
+    )
+    left = 0
+    for panel in panels:
+        sheet.paste(panel, (left, 0))
+        left += panel.width + 4
+    out = io.BytesIO()
+    sheet.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _greys(volume: Volume, index: int) -> Iterator[tuple[str, np.ndarray]]:
+    values = volume.voxels[index].astype(np.float32)
+    if volume.calibrated:
+        spans = [(name, centre - width / 2, width) for name, centre, width in WINDOWS]
+    else:
+        low, high = np.percentile(values, (1, 99))
+        spans = [("stretched", float(low), float(max(high - low, 1.0)))]
+    for name, low, width in spans:
+        yield name, (np.clip((values - low) / width, 0, 1) * 255).astype(np.uint8)
+
+
+def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], name: str) -> Any:
+    from PIL import Image, ImageDraw
+
+    rows, columns = grey.shape
+    flip_rows, row_letters = _display(volume.affine[:3, 1])
+    flip_columns, column_letters = _display(volume.affine[:3, 2])
+    shown = grey[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    _, row_mm, column_mm = volume.spacing_mm
+    height = max(round(_WIDTH * rows * row_mm / (columns * column_mm)), 1)
+    scale_x, scale_y = _WIDTH / columns, height / rows
+    image = Image.fromarray(np.ascontiguousarray(shown))
+    image = image.resize((_WIDTH, height), Image.Resampling.BILINEAR).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    for x0, y0, x1, y1 in boxes:
+        xs = sorted((columns - x if flip_columns else x) * scale_x for x in (x0, x1))
+        ys = sorted((rows - y if flip_rows else y) * scale_y for y in (y0, y1))
+        draw.rectangle((xs[0], ys[0], xs[1], ys[1]), outline=(255, 196, 0), width=2)
+    grey_ink = (170, 200, 230)
+    draw.text((6, 4), f"slice {index} · {name}", fill=grey_ink)
+    draw.text((6, height / 2), column_letters[0], fill=grey_ink)
+    draw.text((_WIDTH - 12, height / 2), column_letters[1], fill=grey_ink)
+    draw.text((_WIDTH / 2, 4), row_letters[0], fill=grey_ink)
+    draw.text((_WIDTH / 2, height - 14), row_letters[1], fill=grey_ink)
+    return image
+
+
+def _display(direction: np.ndarray) -> tuple[bool, tuple[str, str]]:
+    """Whether to flip an image axis for display, and the letters at its two ends as shown."""
+    axis = int(np.abs(direction).argmax())
+    wanted = -1 if axis == 2 else 1  # left and back grow with the axis, the head is up
+    low, high = _LETTERS[axis]
+    return bool(direction[axis] * wanted < 0), (low, high) if wanted > 0 else (high, low)
