@@ -158,7 +158,7 @@ def describe_reading(reading: Reading) -> str:
         lines.append(f"  {point.type} ({point.probability:.0%})")
         if point.sentence:
             lines.append(f"    report:    {point.sentence}")
-        lines.append(f"    suggested: {point.correction or '(remove the sentence)'}")
+        lines.append(f"    suggested: {point.suggestion}")
         lines += [f"    see:       slice {e.slice_index}" for e in point.evidence if e.box]
     if not reading.out_of_range:
         lines += [

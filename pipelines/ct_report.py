@@ -308,16 +308,20 @@ def _finding(
 
 
 def _review(session: _Session, report: str, regions: tuple[Region, ...]) -> Iterator[Discrepancy]:
-    sentences = prompts.split_sentences(report)
-    for sentence in sentences:
+    """Every sentence judged alone; then what the report, so corrected, still leaves out."""
+    corrected = []
+    for sentence in prompts.split_sentences(report):
         prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
         found = _judge(session, prompt, _SENTENCE_VERDICTS)
-        if found is not None:
-            kind, correction, probability = found
-            proof = _proof(session, correction or sentence, regions)
-            yield Discrepancy(kind, sentence, correction, probability, proof)
-    stated = " ".join(sentences)
-    prompt = prompts.FIND_OMISSION.format(report=stated)
+        if found is None:
+            corrected.append(sentence)
+            continue
+        kind, correction, probability = found
+        if kind != "insertion":
+            corrected.append(correction or sentence)
+        proof = _proof(session, correction or sentence, regions)
+        yield Discrepancy(kind, sentence, correction, probability, proof)
+    prompt = prompts.FIND_OMISSION.format(report=" ".join(corrected))
     found = _judge(session, prompt, _OMISSION_VERDICTS)
     if found is not None and found[1]:
         proof = _proof(session, found[1], regions, quote=False)
@@ -332,17 +336,10 @@ def _judge(
     probability = 1.0 - chances[verdicts[0]]
     if probability < 0.5:
         return None
-    answer = session.ask(prompt).text
-    verdict = prompts.parse_verdict(answer)
-    if verdict is None:
-        session.warnings.append(
-            Problem("UNREADABLE_ANSWER", f"the model suspects an error but answered {answer!r}")
-        )
-        return None
-    kind = verdict.error
-    if kind is None:  # the greedy answer agrees although the errors together weigh more
-        return None
-    return kind, verdict.correction, probability
+    kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
+    verdict = prompts.parse_verdict(session.ask(prompt).text)
+    fitting = verdict is not None and verdict.error == kind
+    return kind, verdict.correction if verdict and fitting else None, probability
 
 
 def _proof(

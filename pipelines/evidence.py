@@ -49,7 +49,7 @@ class Discrepancy:
     """Where the report and the images differ, by the types of MedErr-CT (arXiv 2506.19217).
 
     `sentence` is the report's, None for an omission that no sentence denies. `correction` is what
-    it should say, None where it should go.
+    it should say; None for an insertion, which should go, or where the model offers none.
     """
 
     type: ErrorType
@@ -57,6 +57,12 @@ class Discrepancy:
     correction: str | None
     probability: float
     evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def suggestion(self) -> str:
+        """The correction in words for people."""
+        without = "remove the sentence" if self.type == "insertion" else "no correction offered"
+        return self.correction or f"({without})"
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,10 @@ def as_evidence(region: Region) -> Evidence:
 _SYNONYMS = {
     "pleural fluid": "pleural effusion", "effusion": "pleural effusion",
     "opacity": "consolidation", "heart is enlarged": "cardiomegaly",
-    "enlarged heart": "cardiomegaly", "pleural air": "pneumothorax",
+    "enlarged heart": "cardiomegaly", "heart is normal": "cardiomegaly",
+    "heart is not enlarged": "cardiomegaly", "pleural air": "pneumothorax",
     "aorta is calcified": "aortic calcification", "calcified plaques": "aortic calcification",
+    "calcification of the aorta": "aortic calcification", "aorta is not calcified": "aortic calcification",
 }  # fmt: skip
 
 

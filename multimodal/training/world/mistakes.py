@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from multimodal.prompts import ErrorType, NamedFinding, Side, Verdict
-from multimodal.training.world.reports import Sentence, absent_keys, format_size, say
+from multimodal.training.world.reports import Sentence, absent_keys, deny, format_size, say
 
 SENTENCE_MISTAKES: tuple[ErrorType, ...] = (
     "insertion", "direction", "size", "unit", "typo", "omission",
@@ -98,7 +98,8 @@ def _omission(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Mistak
     if not truth:
         return None
     finding = truth[int(rng.integers(len(truth)))]
-    wrong = say(finding, rng, denied=True)
+    others = [f for f in truth if f is not finding]
+    wrong = deny(finding.name, finding.side, others, rng)
     return Mistake(wrong.text, Verdict("omission", said_plainly(finding)))
 
 
@@ -124,7 +125,7 @@ def misspell(word: str, rng: np.random.Generator) -> str:
 
 def _denial(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Sentence:
     absent = absent_keys(truth)
-    return say(NamedFinding(*absent[rng.integers(len(absent))]), rng, denied=True)
+    return deny(*absent[rng.integers(len(absent))], truth, rng)
 
 
 def _sized(truth: Sequence[NamedFinding], rng: np.random.Generator) -> Sentence | None:

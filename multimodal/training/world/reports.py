@@ -19,27 +19,37 @@ _PRESENT = {
         "A {size} {side} lung nodule is seen.",
         "{Side} lung nodule measuring {size}.",
         "Solid nodule of {size} in the {side} lung.",
+        "A nodule in the {side} lung measures {size}.",
     ),
     "consolidation": (
         "There is consolidation in the {side} lung.",
         "{Side} lung consolidation is present.",
         "Airspace opacity in the {side} lung, consistent with consolidation.",
+        "{Side} consolidation.",
     ),
     "pleural effusion": (
         "There is a {side} pleural effusion.",
         "{Side} pleural effusion is noted.",
         "Pleural fluid is seen on the {side}.",
+        "{Side}-sided pleural effusion.",
     ),
     "pneumothorax": (
         "There is a {side} pneumothorax.",
         "{Side} pneumothorax is present.",
         "Free pleural air on the {side}, in keeping with pneumothorax.",
+        "{Side}-sided pneumothorax.",
     ),
-    "cardiomegaly": ("The heart is enlarged.", "There is cardiomegaly.", "Cardiomegaly is noted."),
+    "cardiomegaly": (
+        "The heart is enlarged.",
+        "There is cardiomegaly.",
+        "Cardiomegaly is noted.",
+        "Enlarged heart.",
+    ),
     "aortic calcification": (
         "There is aortic calcification.",
         "Calcified plaques are seen in the aorta.",
         "The aorta is calcified.",
+        "Calcification of the aorta.",
     ),
 }
 _ABSENT = {
@@ -50,8 +60,18 @@ _ABSENT = {
     ),
     "pleural effusion": ("No {side} pleural effusion.", "There is no pleural fluid on the {side}."),
     "pneumothorax": ("No {side} pneumothorax.", "There is no pneumothorax on the {side}."),
-    "cardiomegaly": ("The heart is normal in size.", "No cardiomegaly."),
+    "cardiomegaly": (
+        "The heart is normal in size.",
+        "No cardiomegaly.",
+        "The heart is not enlarged.",
+    ),
     "aortic calcification": ("No aortic calcification.", "The aorta is not calcified."),
+}
+_ABSENT_ANYWHERE = {
+    "nodule": ("No nodule is seen.", "There is no lung nodule.", "No pulmonary nodule."),
+    "consolidation": ("No consolidation.", "The lungs are free of consolidation."),
+    "pleural effusion": ("No pleural effusion.", "There is no pleural effusion."),
+    "pneumothorax": ("No pneumothorax.", "There is no pneumothorax."),
 }
 TECHNIQUES = (
     "CT of the chest was performed.",
@@ -64,7 +84,7 @@ TECHNIQUES = (
 class Sentence:
     """A statement of a report: what it speaks of, whether it denies it, and its wording.
 
-    `style` picks template and unit, so that the same sentence can be said of another finding.
+    A denial without a side denies both. `style` picks template and unit, so that the same sentence can be said of another finding.
     """
 
     about: NamedFinding
@@ -75,6 +95,8 @@ class Sentence:
     def text(self) -> str:
         """The words."""
         templates = (_ABSENT if self.denied else _PRESENT)[self.about.name]
+        if self.denied and self.about.side is None:
+            templates = _ABSENT_ANYWHERE.get(self.about.name, templates)
         side = self.about.side or "right"
         template = templates[self.style[0] % len(templates)]
         return template.format(
@@ -113,13 +135,21 @@ def say(about: NamedFinding, rng: np.random.Generator, *, denied: bool = False) 
     return Sentence(about, denied, (int(rng.integers(12)), bool(rng.random() < 0.4)))
 
 
+def deny(
+    name: str, side: Side | None, others: Sequence[NamedFinding], rng: np.random.Generator
+) -> Sentence:
+    """A random denial, at times of both sides where none of `others` shows the finding."""
+    whole = rng.random() < 0.4 and all(f.name != name for f in others)
+    return say(NamedFinding(name, None if whole else side), rng, denied=True)
+
+
 def write_report(truth: Sequence[NamedFinding], rng: np.random.Generator) -> list[Sentence]:
     """Every finding stated and some absent ones denied, in random order."""
     absent = absent_keys(truth)
     count = min(len(absent), int(rng.integers(1, 4)))
     denials = [absent[i] for i in rng.permutation(len(absent))[:count]]
     sentences = [say(finding, rng) for finding in truth]
-    sentences += [say(NamedFinding(*key), rng, denied=True) for key in denials]
+    sentences += [deny(*key, truth, rng) for key in denials]
     return [sentences[i] for i in rng.permutation(len(sentences))]
 
 

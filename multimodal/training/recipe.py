@@ -1,0 +1,141 @@
+"""The demo checkpoint from nothing: `make train-demo`, or python -m multimodal.training.recipe.
+
+World -> corpus and speech -> vision -> audio -> language -> novelty -> folder with model,
+processor, sample study and sample report. Every stage resumes from the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from encoders.dicom import write_ct_series
+from multimodal.backends import DEMO
+from multimodal.modeling import MultimodalForConditionalGeneration
+from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
+from multimodal.prompts import NamedFinding
+from multimodal.training.audio_pretraining import speak_corpus, train_audio
+from multimodal.training.corpus import HELD_OUT, Corpus, generate_corpus, open_corpus
+from multimodal.training.demo_model import build_demo
+from multimodal.training.language import encode_corpus, train_language
+from multimodal.training.vision_pretraining import train_vision
+from multimodal.training.world.phantom import Phantom, random_phantom, render
+from multimodal.training.world.reports import deny, say
+
+logger = logging.getLogger(__name__)
+
+NUM_NOVELTY = 2000
+SAMPLE_SEED = 900_001  # beyond every corpus
+SAMPLE_SHAPE = (48, 256, 256)
+SAMPLE_KEYS = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `make train-demo` may be told; minutes are those of a machine with two cores."""
+
+    work: Path = Path(".work")
+    out: Path = DEMO
+    studies: int = 6000
+    utterances: int = 4000
+    vision_minutes: float = 40.0
+    audio_minutes: float = 11.0
+    language_minutes: float = 60.0
+
+
+def run(recipe: Recipe) -> None:
+    """Every stage in order; what is done already is not done again."""
+    workers = [
+        multiprocessing.Process(
+            target=generate_corpus,
+            args=(recipe.work, recipe.studies),
+            kwargs={"worker": i, "num_workers": 2},
+        )
+        for i in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    speak_corpus(recipe.work, recipe.utterances)
+    if not (recipe.work / "vision.safetensors").is_file():
+        train_vision(recipe.work, recipe.vision_minutes)
+    if not (recipe.work / "audio.safetensors").is_file():
+        train_audio(recipe.work, recipe.audio_minutes, num_utterances=recipe.utterances)
+    torch.manual_seed(0)
+    model, processor = build_demo(recipe.work)
+    features = encode_corpus(model, recipe.work)
+    train_language(model, processor, recipe.work, recipe.language_minutes)
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    save(model, recipe.out)
+    processor.save_pretrained(recipe.out)
+    novelty_of(open_corpus(recipe.work), features).save(recipe.out)
+    write_sample(recipe.out / "sample")
+    logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
+
+
+def save(model: MultimodalForConditionalGeneration, folder: Path) -> None:
+    """Write the model in half precision."""
+    model.half().save_pretrained(folder)
+
+
+def novelty_of(corpus: Corpus, features: np.ndarray) -> NoveltyModel:
+    """The range of studies seen in training, its limit set by those held out."""
+
+    def vectors(indices: range) -> np.ndarray:
+        return np.stack(
+            [
+                describe_study(
+                    np.array(corpus.views[i]),
+                    np.array(corpus.geometry[i]),
+                    torch.from_numpy(np.array(features[i])),
+                )
+                for i in indices
+            ]
+        )
+
+    training = corpus.training()
+    return fit_novelty(vectors(training[:NUM_NOVELTY]), vectors(corpus.held_out(HELD_OUT)))
+
+
+def write_sample(folder: Path) -> None:
+    """The sample study as DICOM, and a report of it with two planted mistakes."""
+    rng = np.random.default_rng(SAMPLE_SEED)
+    body = random_phantom(rng, list(SAMPLE_KEYS))
+    rendered = render(body, SAMPLE_SHAPE, rng)
+    write_ct_series(rendered.voxels, rendered.affine, folder / "study")
+    lines = ["TECHNIQUE: CT of the chest without contrast.", "", "FINDINGS:", *_sample_report(body)]
+    (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _sample_report(body: Phantom) -> Iterator[str]:
+    """The nodule on the wrong side, the effusion right, the large heart left out."""
+    rng = np.random.default_rng(SAMPLE_SEED)
+    nodule = next(f for f in body.truth if f.name == "nodule")
+    other = NamedFinding("nodule", "left" if nodule.side == "right" else "right", nodule.size_mm)
+    yield say(other, rng).text
+    yield say(next(f for f in body.truth if f.name == "pleural effusion"), rng).text
+    yield deny("pneumothorax", None, body.truth, rng).text
+    yield deny("consolidation", None, body.truth, rng).text
+
+
+def main() -> None:
+    """Command line of the recipe: one option per field of `Recipe`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    for field in fields(Recipe):
+        kind = type(field.default)
+        kind = Path if issubclass(kind, Path) else kind
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    run(Recipe(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
