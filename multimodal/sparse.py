@@ -53,15 +53,22 @@ class SparsityConfig:
 
 @dataclass
 class MlpFlops:
-    """Multiply-adds of the sparse MLPs: what a dense model would do and what was done."""
+    """Multiply-adds of the sparse MLPs: prefill runs dense, decoding runs what the gate lets through."""
 
-    dense: int = 0
-    executed: int = 0
+    prefill: int = 0
+    decode_dense: int = 0
+    decode_executed: int = 0
+
+    @property
+    def skipped_in_decode(self) -> float:
+        """Share of a dense model's multiply-adds that decoding did not do."""
+        return 1.0 - self.decode_executed / self.decode_dense if self.decode_dense else 0.0
 
     @property
     def skipped(self) -> float:
-        """Share of the dense multiply-adds that were not done."""
-        return 1.0 - self.executed / self.dense if self.dense else 0.0
+        """The same share over prefill and decoding together."""
+        dense = self.prefill + self.decode_dense
+        return 1.0 - (self.prefill + self.decode_executed) / dense if dense else 0.0
 
 
 class SparseMLP(nn.Module):
@@ -130,9 +137,12 @@ class SparseMLP(nn.Module):
         hidden, neurons = x.shape[-1], self.gate_proj.out_features
         rows = x.numel() // hidden
         dense = 3 * rows * hidden * neurons
-        self.flops.dense += dense
+        if rows > DECODE_ROWS:
+            self.flops.prefill += dense
+            return
         done = dense if mask is None else rows * hidden * neurons + 2 * hidden * int(mask.sum())
-        self.flops.executed += done
+        self.flops.decode_dense += dense
+        self.flops.decode_executed += done
 
 
 def sparsify(model: nn.Module, config: SparsityConfig) -> int:

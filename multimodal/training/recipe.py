@@ -26,7 +26,7 @@ from multimodal.training.corpus import HELD_OUT, Corpus, generate_corpus, open_c
 from multimodal.training.demo_model import build_demo
 from multimodal.training.language import encode_corpus, train_language
 from multimodal.training.vision_pretraining import train_vision
-from multimodal.training.world.phantom import Phantom, random_phantom, render
+from multimodal.training.world.phantom import Key, Phantom, random_phantom, render
 from multimodal.training.world.reports import deny, say
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 NUM_NOVELTY = 2000
 SAMPLE_SEED = 900_001  # beyond every corpus
 SAMPLE_SHAPE = (48, 256, 256)
-SAMPLE_KEYS = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
+SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def novelty_of(corpus: Corpus, features: np.ndarray) -> NoveltyModel:
 def write_sample(folder: Path) -> None:
     """The sample study as DICOM, and a report of it with two planted mistakes."""
     rng = np.random.default_rng(SAMPLE_SEED)
-    body = random_phantom(rng, list(SAMPLE_KEYS))
+    body = random_phantom(rng, SAMPLE_KEYS)
     rendered = render(body, SAMPLE_SHAPE, rng)
     write_ct_series(rendered.voxels, rendered.affine, folder / "study")
     lines = ["TECHNIQUE: CT of the chest without contrast.", "", "FINDINGS:", *_sample_report(body)]

@@ -149,7 +149,7 @@ def write_report(truth: Sequence[NamedFinding], rng: np.random.Generator) -> lis
     count = min(len(absent), int(rng.integers(1, 4)))
     denials = [absent[i] for i in rng.permutation(len(absent))[:count]]
     sentences = [say(finding, rng) for finding in truth]
-    sentences += [deny(*key, truth, rng) for key in denials]
+    sentences += [deny(name, side, truth, rng) for name, side in denials]
     return [sentences[i] for i in rng.permutation(len(sentences))]
 
 
