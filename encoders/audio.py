@@ -82,13 +82,13 @@ def _from_file(path: Path) -> np.ndarray:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise UnreadableAudio(f"{path.name!r} has no sound track; give a recording")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE_HZ)
+            # channels are averaged here: FFmpeg's own downmix would raise the level by 3 dB
+            resampler = av.AudioResampler(format="fltp", rate=RATE_HZ)
             pieces = [
-                out.to_ndarray().ravel()
-                for frame in container.decode(audio=0)
+                out.to_ndarray().mean(0)
+                for frame in [*container.decode(audio=0), None]
                 for out in resampler.resample(frame)
             ]
-            pieces += [out.to_ndarray().ravel() for out in resampler.resample(None)]
     except (av.FFmpegError, ValueError) as error:
         raise UnreadableAudio(
             f"{path.name!r} cannot be decoded as audio ({type(error).__name__});"

@@ -1,0 +1,50 @@
+"""Fixtures of every room: real DICOM where it lies, tiny checkpoints of the real classes, phantoms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import makers
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Recorded DICOM with references, outside the repository (see CONTRIBUTING.md)."""
+    folder = Path(os.environ.get("CROSSREAD_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "MANIFEST.md").is_file():
+        pytest.skip("needs the recorded DICOM files of ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CT series of 24 slices 4 mm apart, 64 x 48 pixels, asymmetric in every direction."""
+    folder = tmp_path_factory.mktemp("phantom")
+    makers.write_blocks(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with its tokenizer, saved as on the Hub."""
+    return makers.save_backbone("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_composite(tmp_path_factory: pytest.TempPathFactory):
+    """A random composite with sight and hearing, and its processor."""
+    return makers.tiny_composite(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture
+def speech() -> np.ndarray:
+    """Two seconds of a rising tone with pauses, float32 16 kHz."""
+    t = np.arange(32000) / 16000
+    tone = 0.4 * np.sin(2 * np.pi * (200 + 300 * t) * t)
+    return (tone * (np.sin(2 * np.pi * 2 * t) > -0.5)).astype(np.float32)
