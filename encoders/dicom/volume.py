@@ -25,7 +25,12 @@ from encoders.dicom.series import (
     quiet_pydicom,
     read_study,
 )
-from encoders.errors import InvalidPixels, UnreadableFile, UnsupportedTransferSyntax
+from encoders.errors import (
+    CrossReadError,
+    InvalidPixels,
+    UnreadableFile,
+    UnsupportedTransferSyntax,
+)
 from encoders.features import Problem
 
 MAX_VOLUME_BYTES = 4 * 2**30
@@ -126,6 +131,7 @@ def _decode_all(
 ) -> tuple[list[SliceFile], list[_Pixels]]:
     kept, slices = [], []
     frames: dict[int, _Pixels] = {}
+    first: CrossReadError | None = None
     for file in files:
         try:
             if file.frame is None:
@@ -136,13 +142,14 @@ def _decode_all(
                 whole = frames[key]
                 stack = whole.stored if whole.stored.ndim == 3 else whole.stored[None]
                 pixels = _Pixels(stack[file.frame], whole.header)
-        except UnreadableFile as error:
+        except (UnreadableFile, UnsupportedTransferSyntax) as error:
             problems.append(Problem("CORRUPT_SLICE", str(error), file.name))
+            first = first or error
             continue
         kept.append(file)
         slices.append(pixels)
-    if not kept:
-        raise UnreadableFile(f"no slice can be decoded; the first: {problems[-1].message}")
+    if first is not None and not kept:
+        raise first
     return kept, slices
 
 
@@ -153,12 +160,13 @@ def _decode(file: SliceFile) -> _Pixels:
         header = pydicom.dcmread(file.open())
         _check_size(header, file.name)
         stored = header.pixel_array
-    except (NotImplementedError, KeyError) as error:
-        raise UnreadableFile(f"{file.name!r}: {type(error).__name__}") from error
-    except RuntimeError as error:
+    except KeyError as error:
+        raise UnreadableFile(f"{file.name!r} lacks an element ({error})") from error
+    except (RuntimeError, NotImplementedError) as error:
         syntax = header.file_meta.TransferSyntaxUID
         raise UnsupportedTransferSyntax(
-            f"{file.name!r} is stored as {syntax.name}, which no installed decoder reads"
+            f"{file.name!r} is stored as {syntax.name}, which no installed decoder reads;"
+            " convert it to a lossless syntax such as JPEG-LS or Explicit VR Little Endian"
         ) from error
     except (ValueError, AttributeError, TypeError, EOFError, OSError, MemoryError,
             IndexError) as error:  # fmt: skip  # what decoders raise on broken codestreams
