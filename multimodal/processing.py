@@ -405,12 +405,12 @@ def _open_image(value: Any) -> Any:
 
 
 def _open_volume(value: Any) -> Any:
-    from encoders.dicom import read_study
+    from encoders.dicom import scan
     from encoders.dicom.volume import Volume, load_volume
 
     if isinstance(value, Volume):
         return value
-    return load_volume(read_study(Path(value)).default())
+    return load_volume(scan(Path(value)).default())
 
 
 def _batched(media: Sequence[Medium]) -> dict[str, torch.Tensor]:

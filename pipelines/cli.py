@@ -135,9 +135,9 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a DICOM input holds, without patient identifiers."""
-    from encoders.dicom import describe, read_study
+    from encoders.dicom import describe, scan
 
-    found = describe(read_study(path))
+    found = describe(scan(path))
     typer.echo(_json(found) if as_json else _describe_study(found))
 
 

@@ -236,12 +236,12 @@ def _answer(session: _Session, question: str, away: Problem | None) -> Generator
 
 
 def _open(study: Input) -> tuple[Volume, list[Problem], float]:
-    from encoders.dicom import Volume, load_volume, read_study
+    from encoders.dicom import Volume, load_volume, scan
 
     started = time.perf_counter()
     if isinstance(study, Volume):
         return study, list(study.problems), 0.0
-    found = read_study(study)
+    found = scan(study)
     series = found.default()
     problems = list(found.problems)
     if len(found.series) > 1:

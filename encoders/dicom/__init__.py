@@ -1,6 +1,7 @@
 """Everything that knows the DICOM standard; the only room that imports pydicom."""
 
-from encoders.dicom.series import Series, SeriesInfo, SliceFile, Study, describe, read_study
+from encoders.dicom.header import SeriesInfo, SliceFile
+from encoders.dicom.series import Series, Study, describe, scan
 from encoders.dicom.views import PROFILES, ViewProfile, Views, Window, make_views
 from encoders.dicom.volume import Volume, load_volume
 from encoders.dicom.write import write_ct_series
@@ -18,6 +19,6 @@ __all__ = [
     "describe",
     "load_volume",
     "make_views",
-    "read_study",
+    "scan",
     "write_ct_series",
 ]

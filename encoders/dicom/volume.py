@@ -16,15 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from encoders.dicom.series import (
-    Series,
-    SeriesInfo,
-    SliceFile,
-    is_ct,
-    normal_of,
-    quiet_pydicom,
-    read_study,
-)
+from encoders.dicom.header import SeriesInfo, SliceFile, is_ct, normal_of, quiet_pydicom
+from encoders.dicom.series import Series, scan
 from encoders.errors import (
     CrossReadError,
     InvalidPixels,
@@ -86,7 +79,7 @@ def load_volume(series: Series | Path | str) -> Volume:
         InvalidPixels: more data than `MAX_VOLUME_BYTES`.
     """
     if not isinstance(series, Series):
-        series = read_study(series).default()
+        series = scan(series).default()
     problems = list(series.problems)
     files = list(series.files) if series.is_volume else [series.files[0]]
     if len(files) < len(series.files):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from encoders.dicom.series import SeriesInfo
+from encoders.dicom.header import SeriesInfo
 from encoders.dicom.views import PROFILES, make_views
 from encoders.dicom.volume import Volume
 from multimodal.prompts import NamedFinding

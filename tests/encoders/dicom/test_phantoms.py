@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.dicom import PROFILES, Volume, Window, load_volume, make_views, read_study
+from encoders.dicom import PROFILES, Volume, Window, load_volume, make_views, scan
 from encoders.dicom.write import write_ct_series
 from encoders.errors import InvalidPixels, MissingInput, NotDicom, UnreadableFile
 from encoders.features import Source
@@ -189,9 +189,9 @@ def test_same_slice_twice_is_kept_once(phantom_series: Path, tmp_path: Path) -> 
 
 def test_missing_empty_and_foreign_inputs_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="nowhere"):
-        read_study(tmp_path / "nowhere")
+        scan(tmp_path / "nowhere")
     with pytest.raises(NotDicom, match="empty"):
-        read_study(tmp_path).default()
+        scan(tmp_path).default()
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(NotDicom, match=r"notes\.txt: not a DICOM file"):
         load_volume(tmp_path)
@@ -226,7 +226,7 @@ def test_planted_identifiers_reach_no_description_log_or_error(
     from encoders.dicom import describe
 
     caplog.set_level(logging.DEBUG)
-    study = read_study(tmp_path)
+    study = scan(tmp_path)
     volume = load_volume(study.default())
     told = repr(describe(study)) + repr(volume.info) + repr(volume.problems) + caplog.text
     for secret in secrets:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.dicom import describe, load_volume, read_study
+from encoders.dicom import describe, load_volume, scan
 from encoders.errors import CrossReadError, NotDicom, UnreadableFile, UnsupportedTransferSyntax
 from encoders.features import Problem
 
@@ -84,7 +84,7 @@ def test_the_liver_lies_on_the_patients_right(shared_data: Path) -> None:
 
 
 def test_localizer_and_captured_screens_never_enter_a_volume(shared_data: Path) -> None:
-    study = read_study(shared_data / "head_phantom_study")
+    study = scan(shared_data / "head_phantom_study")
     series = study.default()
     assert len(series.files) == 28
     assert series.is_volume
@@ -139,10 +139,10 @@ def test_hostile_file_is_refused_and_named(shared_data: Path, name: str) -> None
 
 
 def test_archive_member_that_would_escape_is_listed_not_followed(shared_data: Path) -> None:
-    study = read_study(shared_data / "derived/hostile/zip_slip.zip")
+    study = scan(shared_data / "derived/hostile/zip_slip.zip")
     assert "UNSAFE_PATH" in _codes(study.problems)
     with pytest.raises(UnreadableFile, match="unsafe"):
-        read_study(shared_data / "derived/hostile/zip_bomb.zip")
+        scan(shared_data / "derived/hostile/zip_bomb.zip")
 
 
 def test_a_broken_neighbour_costs_only_itself(
@@ -153,13 +153,13 @@ def test_a_broken_neighbour_costs_only_itself(
     shutil.copytree(phantom_series, tmp_path / "study")
     shutil.copy(shared_data / "derived/hostile/truncated.dcm", tmp_path / "study/zz.dcm")
     shutil.copy(shared_data / "derived/hostile/not_dicom.dcm", tmp_path / "study/notes.dcm")
-    study = read_study(tmp_path / "study")
+    study = scan(tmp_path / "study")
     assert len(study.default().files) == 24
     assert "notes.dcm" in {p.subject for p in study.problems}
 
 
 def test_objects_that_are_no_images_are_listed_by_kind(shared_data: Path) -> None:
-    study = read_study(shared_data / "non_images")
+    study = scan(shared_data / "non_images")
     with pytest.raises(NotDicom, match="no DICOM image found"):
         study.default()
     kinds = " ".join(p.message for p in study.problems)
@@ -197,8 +197,8 @@ def test_description_of_everything_names_no_identifier(shared_data: Path) -> Non
     """Every patient name, ID and UID found by pydicom itself is absent from what is told."""
     import pydicom
 
-    told = json.dumps(describe(read_study(shared_data / "chest_lidc_0001")))
-    told += json.dumps(describe(read_study(shared_data / "head_phantom_study")))
+    told = json.dumps(describe(scan(shared_data / "chest_lidc_0001")))
+    told += json.dumps(describe(scan(shared_data / "head_phantom_study")))
     for folder in ("chest_lidc_0001", "head_phantom_study"):
         for file in (p for p in (shared_data / folder).rglob("*") if p.is_file()):
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True)

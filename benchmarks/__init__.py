@@ -1,0 +1,1 @@
+"""Measurements of this project against others on the same machine in the same run."""
