@@ -159,6 +159,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed(
         self,
         input_ids: torch.Tensor,
+        *,
         pixel_values: torch.Tensor | None = None,
         image_geometry: torch.Tensor | None = None,
         image_study: torch.Tensor | None = None,

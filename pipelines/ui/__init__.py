@@ -73,8 +73,8 @@ def _review_tab(gr: Any, backend: Backend) -> None:
             shown = gr.HTML("<p>The reading appears here.</p>", label="Reading")
             saved = gr.File(label="Reading as JSON", interactive=False, visible=False)
 
-    def review(*given: Any) -> tuple[str, Any]:
-        return read_upload(backend, *given)
+    def review(files: Any, report: Any, dictation: Any, question: Any) -> tuple[str, Any]:
+        return read_upload(backend, files, report, dictation=dictation, question=question)
 
     inputs = [files, report, dictation, question]
     run.click(review, inputs, [shown, saved], api_name="read")
@@ -84,9 +84,10 @@ def _review_tab(gr: Any, backend: Backend) -> None:
 def read_upload(
     backend: Backend,
     files: Sequence[str] | None,
-    report: str | None,
-    dictation: str | None,
-    question: str | None,
+    report: str | None = None,
+    *,
+    dictation: str | None = None,
+    question: str | None = None,
 ) -> tuple[str, Any]:
     """The reading of uploaded files as a framed page, and its JSON file.
 
