@@ -7,8 +7,6 @@ utterances of the generated world. Out: `audio.safetensors`. Resumable as stage 
 from __future__ import annotations
 
 import json
-import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from encoders.audio import AudioTower, log_mel, tower_from_config
+from multimodal.training.loop import Schedule, Stage, mixed_precision, train
 from multimodal.training.world.dialogues import sentences_to_dictate
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
 from multimodal.training.world.phantom import random_phantom
 
-logger = logging.getLogger(__name__)
-
-SAVE_EVERY = 200
 LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789."  # index 0 is CTC's blank
 NUM_HELD_OUT = 200
 TOWER = {
@@ -85,48 +81,27 @@ class CtcModel(nn.Module):
 
 
 def train_audio(
-    work_dir: Path, minutes: float, *, num_utterances: int = 4000, seed: int = 0,
-    batch_size: int = 24, lr: float = 2e-3,
-) -> Path:  # fmt: skip
-    """Train until `minutes` of this call are used; returns the weights' file."""
+    work_dir: Path, steps: int, *, num_utterances: int = 4000, seed: int = 0, batch_size: int = 24
+) -> Path:
+    """Train to step `steps`; returns the weights' file."""
     speech = speak_corpus(work_dir, num_utterances)
     torch.manual_seed(seed)
     model = CtcModel()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    state_file, step, used_s = work_dir / "audio_state.pt", 0, 0.0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, used_s = state["step"], state["used_s"]
     by_length = np.argsort([m.shape[1] for m in speech.mels])
     by_length = by_length[by_length >= NUM_HELD_OUT]
-    started, running = time.monotonic(), 0.0
-    while (spent := time.monotonic() - started + used_s) < minutes * 60:
-        rng = np.random.default_rng((seed, step))
+
+    def loss(_step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
         first = rng.integers(0, len(by_length) - batch_size)
         mel, lengths, texts = speech.batch(by_length[first : first + batch_size])
-        mel = _masked(mel, rng)
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 200) * (1.0 - 0.97 * spent / (minutes * 60))
-        loss = ctc_loss(model(mel, lengths), lengths, texts)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
-        if step % SAVE_EVERY == 0:
-            rate = letter_error_rate(model, speech)
-            logger.info("audio step %d, %.0f s, loss %.3f, held-out letter errors %.3f",
-                        step, spent, running, rate)  # fmt: skip
-            torch.save(
-                {
-                    "model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                    "step": step, "used_s": spent,
-                },
-                state_file,
-            )  # fmt: skip
+        with mixed_precision():
+            logits = model(_masked(mel, rng), lengths)
+        return "ctc", ctc_loss(logits, lengths, texts)
+
+    def check() -> str:
+        return f"letter errors {letter_error_rate(model, speech):.3f}"
+
+    schedule = Schedule(steps, lr=2e-3, warmup=200, weight_decay=0.01)
+    train(Stage("audio", model, loss, check), schedule, work_dir, seed=seed)
     weights = work_dir / "audio.safetensors"
     save_file({k: v.contiguous() for k, v in model.tower.state_dict().items()}, weights)
     return weights

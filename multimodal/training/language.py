@@ -7,26 +7,21 @@ none can copy an earlier answer. The sparse gate is on from the first step.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from multimodal.modeling import MultimodalForConditionalGeneration, trainable
 from multimodal.processing import AUDIO, IMAGE, REGION, STUDY, STUDY_END, MultimodalProcessor
 from multimodal.prompts import TRANSCRIBE
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, speak_corpus
 from multimodal.training.corpus import NUM_VIEWS, Corpus, open_corpus
+from multimodal.training.loop import Schedule, Stage, mixed_precision, train
 from multimodal.training.world.dialogues import Dialogue, ask
 
-logger = logging.getLogger(__name__)
-
-SAVE_EVERY = 100
 QUESTIONS = (
     *("presence",) * 4, "list", "size", "side", *("check",) * 4, "omission", "describe",
 )  # fmt: skip
@@ -68,54 +63,25 @@ def train_language(
     model: MultimodalForConditionalGeneration,
     processor: MultimodalProcessor,
     work_dir: Path,
-    minutes: float,
+    steps: int,
     *,
     seed: int = 0,
     batch_size: int = 8,
-    lr: float = 1.2e-3,
 ) -> None:
-    """Train the projectors and the backbone in place until `minutes` of this call are used."""
+    """Train the projectors and the backbone in place to step `steps`."""
     corpus, features = open_corpus(work_dir), encode_corpus(model, work_dir)
     speech = speak_corpus(work_dir, len(list((work_dir / "speech").glob("*.npz"))))
     torch.manual_seed(seed)
     trainable(model, lambda name: not name.startswith(("vision_tower", "audio_tower", "finding")))
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(wanted, lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
-    state_file, step, used_s = work_dir / "language_state.pt", 0, 0.0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"], strict=False)
-        optimiser.load_state_dict(state["optimiser"])
-        step, used_s = state["step"], state["used_s"]
     packer = Packer(processor, model, corpus, features, speech)
-    started, means = time.monotonic(), {"study": 0.0, "speech": 0.0}
-    model.train()
-    while (spent := time.monotonic() - started + used_s) < minutes * 60:
-        rng = np.random.default_rng((seed, step))
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100) * (1.0 - 0.97 * spent / (minutes * 60))
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
         kind = "speech" if step % 4 == 3 else "study"
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = packer.loss(kind, rng, batch_size)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(wanted, 1.0)
-        optimiser.step()
-        step += 1
-        value = loss.item()
-        means[kind] = value if not means[kind] else 0.98 * means[kind] + 0.02 * value
-        if step % SAVE_EVERY == 0:
-            seen = packer.held_out_accuracy()
-            logger.info("language step %d, %.0f s, loss study %.4f speech %.4f, held-out %s",
-                        step, spent, means["study"], means["speech"], seen)  # fmt: skip
-            torch.save(
-                {
-                    "model": {k: v for k, v in model.state_dict().items() if "_tower" not in k},
-                    "optimiser": optimiser.state_dict(), "step": step, "used_s": spent,
-                },
-                state_file,
-            )  # fmt: skip
-    model.eval()
+        with mixed_precision():
+            return kind, packer.loss(kind, rng, batch_size)
+
+    stage = Stage("language", model, loss, packer.held_out_accuracy, lambda k: "_tower" not in k)
+    train(stage, Schedule(steps, lr=1.2e-3, save_every=100), work_dir, seed=seed)
 
 
 class Packer:
@@ -238,7 +204,7 @@ class Packer:
         packed = self.pack(asked)
         report = []
         for blank in (False, True):
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed_precision():
                 logits, _ = self.study_logits(indices, packed, blank)
             right = self._right(logits.argmax(-1), packed, asked)
             report.append(" ".join(f"{t} {np.mean(v):.2f}" for t, v in sorted(right.items())))

@@ -2,13 +2,11 @@
 
 Dense targets first, because study-level labels alone did not ground a small model (docs/log.md).
 In: the corpus of `multimodal.training.corpus`. Out: tower and finding head as safetensors.
-Resumable: state is saved every `SAVE_EVERY` steps.
+Resumable, as every stage of `multimodal.training.loop`.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +17,8 @@ from torch import nn
 from encoders.vision import Preprocess, VisionTower, open_clip_config, tower_from_config
 from multimodal.projectors import FindingHead
 from multimodal.training.corpus import FINDINGS, Corpus, open_corpus
+from multimodal.training.loop import Schedule, Stage, mixed_precision, train
 
-logger = logging.getLogger(__name__)
-
-SAVE_EVERY = 200
 TOWER = open_clip_config(
     {
         "layers": 4, "width": 128, "head_width": 32, "mlp_ratio": 3.0,
@@ -68,50 +64,25 @@ def dense_loss(
     return loss
 
 
-def train_vision(
-    work_dir: Path, minutes: float, *, seed: int = 0, batch_size: int = 96, lr: float = 1.5e-3
-) -> Path:
-    """Train until `minutes` of this call are used; returns the weights' file."""
+def train_vision(work_dir: Path, steps: int, *, seed: int = 0, batch_size: int = 48) -> Path:
+    """Train to step `steps`; returns the weights' file."""
     corpus = open_corpus(work_dir)
     torch.manual_seed(seed)
     model = DenseModel()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02, betas=(0.9, 0.98))
-    state_file, step, used_s = work_dir / "vision_state.pt", 0, 0.0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, used_s = state["step"], state["used_s"]
-    started, running = time.monotonic(), 0.0
-    while (spent := time.monotonic() - started + used_s) < minutes * 60:
-        rng = np.random.default_rng((seed, step))
+
+    def loss(_step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
         batch = corpus.slices(rng, batch_size)
-        progress = spent / (minutes * 60)
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100) * (1.0 - 0.97 * progress)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             presence, log_size = model(batch.pixels)
-        loss = dense_loss(presence.float(), log_size.float(), batch.cover, batch.size_mm)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
-        if step % SAVE_EVERY == 0:
-            held = held_out_auroc(model, corpus)
-            logger.info("vision step %d, %.0f s, loss %.4f, held-out AUROC %s", step, spent, running,
-                        " ".join(f"{name} {value:.3f}" for name, value in held.items()))  # fmt: skip
-            torch.save(
-                {
-                    "model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                    "step": step, "used_s": spent,
-                },
-                state_file,
-            )  # fmt: skip
+        return "dense", dense_loss(presence.float(), log_size.float(), batch.cover, batch.size_mm)
+
+    def check() -> str:
+        found = held_out_auroc(model, corpus)
+        return "AUROC " + " ".join(f"{name} {value:.3f}" for name, value in found.items())
+
+    train(Stage("vision", model, loss, check), Schedule(steps, lr=1.2e-3), work_dir, seed=seed)
     weights = work_dir / "vision.safetensors"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
-    logger.info("vision done after %d steps", step)
     return weights
 
 
@@ -121,7 +92,7 @@ def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 48) -> 
     model.eval()
     scores, truths = [], []
     for index in corpus.held_out(num_studies):
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             presence, _ = model(torch.from_numpy(corpus.views[index]))
         scores.append(presence.float().amax((0, 1)).numpy())
         truths.append(corpus.cover[index].max((0, 1)) > 0)
