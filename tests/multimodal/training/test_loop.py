@@ -1,0 +1,105 @@
+"""The training loop and its stages: repeatable, resumable, and the losses are what they claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from multimodal.training.audio_pretraining import edit_distance
+from multimodal.training.corpus import NUM_VIEWS, PATCHES, patch_cover
+from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, train
+from multimodal.training.vision_pretraining import auroc, dense_loss
+from multimodal.training.world.phantom import random_phantom, render
+
+
+def _stage(model: nn.Module) -> Stage:
+    def loss(_step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
+        x = torch.from_numpy(rng.standard_normal((8, 3)).astype(np.float32))
+        return "square", (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+    return Stage("toy", model, loss, lambda: "nothing")
+
+
+def _linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    """A run cut after its second save and started again draws the same batches."""
+
+    class Killed(Exception):
+        pass
+
+    schedule = Schedule(12, lr=0.05, warmup=2, save_every=4)
+    whole, cut, resumed = _linear(), _linear(), _linear()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    train(_stage(whole), schedule, tmp_path / "a")
+    stage = _stage(cut)
+
+    def dies(step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
+        if step == 9:
+            raise Killed
+        return stage.loss(step, rng)
+
+    with pytest.raises(Killed):
+        train(Stage("toy", cut, dies, stage.check), schedule, tmp_path / "b")
+    train(_stage(resumed), schedule, tmp_path / "b")
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not torch.equal(whole.weight, _linear().weight)
+
+
+def test_the_rate_warms_up_and_falls_to_its_last_share() -> None:
+    schedule = Schedule(1000, lr=2.0, warmup=10)
+    assert schedule.rate(0) == pytest.approx(0.2)
+    assert max(schedule.rate(s) for s in range(1000)) == pytest.approx(2.0, rel=0.02)
+    assert schedule.rate(1000) == pytest.approx(2.0 * FINAL_SHARE)
+
+
+def test_dense_loss_is_cross_entropy_where_no_size_is_known() -> None:
+    torch.manual_seed(0)
+    logits, cover = torch.randn(2, 5, 3), torch.zeros(2, 5, 3)
+    cover[0, 1, 2] = 1.0
+    unknown = torch.full((2, 3), float("nan"))
+    wanted = -(
+        4 * cover * logits.sigmoid().log() + (1 - cover) * (1 - logits.sigmoid()).log()
+    ).mean()
+    assert dense_loss(logits, torch.zeros(2, 5, 3), cover, unknown).item() == pytest.approx(
+        wanted.item(), rel=1e-5
+    )
+
+
+def test_dense_loss_pulls_sizes_only_where_the_finding_is() -> None:
+    size = torch.zeros(1, 4, 1, requires_grad=True)
+    cover = torch.tensor([0.0, 1.0, 0.0, 0.5]).view(1, 4, 1)
+    dense_loss(torch.zeros(1, 4, 1), size, cover, torch.full((1, 1), 20.0)).backward()
+    assert size.grad is not None
+    assert (size.grad.flatten() != 0).tolist() == [False, True, False, True]
+
+
+def test_auroc_equals_the_share_of_ordered_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
+    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auroc(scores, np.ones(60, bool)))
+
+
+def test_edit_distance_counts_edits() -> None:
+    assert edit_distance(["a", "b", "c"], ["a", "c", "d"]) == 2
+
+
+def test_patch_targets_are_the_masks_averaged_over_each_patch() -> None:
+    rng = np.random.default_rng(3)
+    drawn = render(random_phantom(rng, [("pleural effusion", "left")]), (32, 96, 96), rng)
+    cover = patch_cover(drawn)
+    mask = drawn.masks["pleural effusion", "left"]
+    assert cover.shape == (NUM_VIEWS, PATCHES, 6)
+    assert cover[..., 2].mean() == pytest.approx(mask.mean(), rel=1e-5)
+    assert cover[3, 12 * 8 + 7, 2] == pytest.approx(mask[6:8, 64:72, 56:64].mean())
+    assert cover[..., [0, 1, 3, 4, 5]].max() == 0
