@@ -6,7 +6,7 @@ Knows no pipeline and no report, and loads nothing heavy until a model is asked 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -61,6 +61,17 @@ class Usage:
     new_tokens: int
     encoded_media: int
     timings_s: Mapping[str, float] = field(default_factory=dict)
+
+
+def total_usage(spent: Iterable[Usage]) -> dict[str, int]:
+    """What several requests cost together: `questions` is their number."""
+    listed = list(spent)
+    return {
+        "questions": len(listed),
+        "prompt_tokens": sum(u.prompt_tokens for u in listed),
+        "new_tokens": sum(u.new_tokens for u in listed),
+        "encoded_media": sum(u.encoded_media for u in listed),
+    }
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,13 @@ def user(*parts: Part | str) -> Message:
     return Message("user", tuple(Text(p) if isinstance(p, str) else p for p in parts))
 
 
-def from_openai(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages from OpenAI / Hugging Face chat dicts.
+def from_openai(messages: Sequence[Mapping[str, Any]], first: int = 0) -> list[Message]:
+    """Messages from OpenAI / Hugging Face chat dicts, counted from `first` where one is wrong.
 
     Raises:
         InvalidMessage: a role or part this project does not know, named in the message.
     """
-    return [_message(message, index) for index, message in enumerate(messages)]
+    return [_message(message, index) for index, message in enumerate(messages, first)]
 
 
 def _message(message: Mapping[str, Any], index: int) -> Message:

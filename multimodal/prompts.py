@@ -116,18 +116,32 @@ _NUMBERED = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?。])(?<!\bDr\.)(?<!\bapprox\.)(?<!\bNo\.)\s+(?=[A-Z0-9\"'(])|(?<=。)"
 )
+_CONTINUED = re.compile(r"\s*[a-z0-9(]")
+_ENDS = (".", "!", "?", "。", ":", ";")
 _SKIPPED_SECTIONS = ("technique", "comparison", "indication", "clinical", "history", "exam")
+
+
+def _unwrapped(report: str) -> list[str]:
+    lines: list[str] = []
+    for line in report.splitlines():
+        goes_on = bool(_CONTINUED.match(line)) and not _NUMBERED.match(line)
+        if goes_on and lines and lines[-1].strip() and not lines[-1].rstrip().endswith(_ENDS):
+            lines[-1] = f"{lines[-1].rstrip()} {line.strip()}"
+        else:
+            lines.append(line)
+    return lines
 
 
 def split_sentences(report: str) -> list[str]:
     """The statements of a report, one by one.
 
     Section headers and list numbers are dropped, and sections that state no finding (technique,
-    comparison, indication, history) left out whole.
+    comparison, indication, history) left out whole. A line that goes on in small letters or with a
+    number belongs to the line before it.
     """
     sentences: list[str] = []
     skipping = False
-    for line in report.splitlines():
+    for line in _unwrapped(report):
         header = _HEADER.match(line)
         if header:
             skipping = header[0].strip().lower().startswith(_SKIPPED_SECTIONS)

@@ -26,7 +26,10 @@ class Failed:
 def run_each(
     inputs: Iterable[Input], run: Callable[[Input], Result], what: str
 ) -> Iterator[Result | Failed]:
-    """`run` on every input, in order; a `CrossReadError` becomes a `Failed` in its place."""
+    """`run` on every input, in order; one that fails becomes a `Failed` in its place.
+
+    A failure that nobody foresaw is told by its type alone: its words may quote a patient.
+    """
     from tqdm import tqdm
 
     for index, value in enumerate(tqdm(inputs, desc=what, disable=None)):
@@ -35,3 +38,7 @@ def run_each(
         except CrossReadError as error:
             logger.warning("%s %d failed: %s", what, index, error)
             yield Failed(index, type(error).__name__, str(error))
+        except Exception as error:  # a night's work must not be lost to one input
+            kind = type(error).__name__
+            logger.error("%s %d failed unexpectedly: %s", what, index, kind)
+            yield Failed(index, kind, "an unexpected failure; read this input alone to see where")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
+from encoders.errors import InvalidMessage
 from multimodal.backends import Backend, Finished, GenerateOptions, Token, collect
 from multimodal.messages import Message, from_openai, user
 from pipelines.batch import Failed, run_each
 
-Chat = str | Message | Sequence[Message] | Sequence[Mapping[str, Any]]
+Chat = str | Message | Mapping[str, Any] | Sequence[Message] | Sequence[Mapping[str, Any]]
 
 
 class ChatPipeline:
@@ -43,9 +44,11 @@ class ChatPipeline:
         With `stream` the answer's pieces come as they are made, `Finished` last.
 
         Raises:
-            InvalidMessage: a malformed message.
+            InvalidMessage: a malformed message, an empty conversation, many to be streamed.
         """
         if not _is_chat(chat):
+            if stream:
+                raise InvalidMessage("stream one conversation at a time; many come as answers")
             chats = cast("Iterable[Chat]", chat)
             return run_each(chats, lambda one: self._one(one, options), "chats")
         one = cast("Chat", chat)
@@ -57,7 +60,7 @@ class ChatPipeline:
 
 def _is_chat(chat: object) -> bool:
     """A sequence of turns is one conversation; any other iterable holds several."""
-    if isinstance(chat, str | Message):
+    if isinstance(chat, str | Message | Mapping):
         return True
     return isinstance(chat, Sequence) and all(isinstance(m, Message | Mapping) for m in chat)
 
@@ -65,6 +68,7 @@ def _is_chat(chat: object) -> bool:
 def _messages(chat: Chat) -> list[Message]:
     if isinstance(chat, str):
         return [user(chat)]
-    if isinstance(chat, Message):
-        return [chat]
-    return [m if isinstance(m, Message) else from_openai([m])[0] for m in chat]
+    turns: list[Any] = [chat] if isinstance(chat, Message | Mapping) else list(chat)
+    if not turns:
+        raise InvalidMessage("the conversation is empty; give at least one user message")
+    return [m if isinstance(m, Message) else from_openai([m], at)[0] for at, m in enumerate(turns)]

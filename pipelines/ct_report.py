@@ -13,10 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
-from encoders.errors import IncompatibleModel
+from encoders.errors import ContextOverflow, IncompatibleModel, InvalidMessage
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Backend, Finished, GenerateOptions, Region, Token
+from multimodal.backends import (
+    Backend,
+    Finished,
+    GenerateOptions,
+    Region,
+    Token,
+    Usage,
+    collect,
+    total_usage,
+)
 from multimodal.messages import Study, user
 from pipelines.batch import Failed, run_each
 from pipelines.dictation import DictationPipeline
@@ -26,6 +35,7 @@ from pipelines.evidence import (
     Evidence,
     Finding,
     Reading,
+    all_evidence,
     as_evidence,
     locate,
     spoken_of,
@@ -43,6 +53,8 @@ _SENTENCE_VERDICTS = (
 )  # fmt: skip
 _OMISSION_VERDICTS = (prompts.NOTHING_OMITTED, "omission")
 _ABSTAINS = "The study is outside what this model was validated on; it gives no answer."
+MIN_SLICES = 8  # fewer show no chest
+_MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 
 
 @dataclass(frozen=True)
@@ -60,17 +72,10 @@ class _Session:
     """One study being read: asks the model and keeps count."""
 
     backend: Backend
-    study: Study
+    volume: Volume
     warnings: list[Problem] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)
-    usage: dict[str, int] = field(
-        default_factory=lambda: {
-            "questions": 0,
-            "prompt_tokens": 0,
-            "new_tokens": 0,
-            "encoded_media": 0,
-        }
-    )
+    spent: list[Usage] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -85,31 +90,22 @@ class _Session:
         self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
     ) -> Finished:
         """One question about the study, in a conversation of its own."""
-        events = self.events(prompt, choices=choices, ground=ground, tokens=tokens)
-        while True:
-            try:
-                next(events)
-            except StopIteration as end:
-                finished: Finished = end.value
-                return finished
-
-    def events(
-        self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
-    ) -> Generator[Token, None, Finished]:
-        """The answer's tokens as they are made; returns the end of it."""
         options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
-        finished = None
-        for event in self.backend.generate([user(self.study, prompt)], options):
+        messages = [user(Study(self.volume), prompt)]
+        finished = collect(self.backend.generate(messages, options))
+        self.spent.append(finished.usage)
+        return finished
+
+    def tell(self, question: str) -> Generator[Token, None, str]:
+        """The answer's tokens as they are made; returns its text."""
+        text = ""
+        for event in self.backend.generate([user(Study(self.volume), question)]):
             if isinstance(event, Finished):
-                finished = event
+                self.spent.append(event.usage)
+                text = event.text
             else:
                 yield event
-        assert finished is not None
-        self.usage["questions"] += 1
-        self.usage["prompt_tokens"] += finished.usage.prompt_tokens
-        self.usage["new_tokens"] += finished.usage.new_tokens
-        self.usage["encoded_media"] += finished.usage.encoded_media
-        return finished
+        return text
 
 
 class CtReportPipeline:
@@ -119,7 +115,7 @@ class CtReportPipeline:
         self.backend = backend
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str
         self,
         study: Input,
         report: str | None = None,
@@ -139,11 +135,11 @@ class CtReportPipeline:
         stream: Literal[True],
     ) -> Iterator[Progress]: ...
     @overload
-    def __call__(self, study: Iterable[Case]) -> Iterator[Reading | Failed]: ...  # fmt: skip
+    def __call__(self, study: Iterable[Case | Input]) -> Iterator[Reading | Failed]: ...
 
     def __call__(
         self,
-        study: Input | Iterable[Case],
+        study: Input | Iterable[Case | Input],
         report: str | None = None,
         dictation: Recording | None = None,
         question: str | None = None,
@@ -153,7 +149,9 @@ class CtReportPipeline:
         """Read one study, or every `Case` of an iterable.
 
         Args:
-            study: DICOM file, folder, zip, or a loaded volume; or an iterable of `Case`.
+            study: DICOM file, folder, zip, or a loaded volume; or an iterable of those or of
+                `Case`, each with its own words. A generator comes back then, `Failed` in the
+                place of an input that could not be read.
             report: its text.
             dictation: a recording of (more of) the report.
             question: anything else to ask of the study.
@@ -161,7 +159,8 @@ class CtReportPipeline:
                 `Reading` last.
 
         Raises:
-            InputError: study or recording cannot be used, saying why.
+            InputError: study or recording cannot be used, saying why; words given beside many
+                studies.
             ModelError: the model cannot do this task.
         """
         if "dicom" not in self.backend.capabilities().modalities:
@@ -169,18 +168,29 @@ class CtReportPipeline:
                 f"{self.backend.capabilities().name} cannot see; choose a model with a vision tower"
             )
         if not _is_input(study):
-            return run_each(cast("Iterable[Case]", study), self._one, "studies")
+            if (report, dictation, question, stream) != (None, None, None, False):
+                raise InvalidMessage(
+                    "many studies cannot share a report, dictation, question or stream;"
+                    " give an iterable of pipelines.ct_report.Case"
+                )
+            return run_each(cast("Iterable[Case | Input]", study), self._one, "studies")
         events = _read(self.backend, Case(cast("Input", study), report, dictation, question))
         return events if stream else _last(events)
 
-    def _one(self, case: Case) -> Reading:
-        return _last(_read(self.backend, case))
+    def _one(self, case: Case | Input) -> Reading:
+        return _last(_read(self.backend, case if isinstance(case, Case) else Case(case)))
 
 
 def _is_input(study: object) -> bool:
     from encoders.dicom import Volume
 
-    return isinstance(study, str | Path | Volume)
+    if isinstance(study, str | Path | Volume):
+        return True
+    if not isinstance(study, Iterable):
+        raise InvalidMessage(
+            f"a study is a DICOM file, folder, zip or volume, not a {type(study).__name__}"
+        )
+    return False
 
 
 def _last(events: Iterator[Progress]) -> Reading:
@@ -191,48 +201,51 @@ def _last(events: Iterator[Progress]) -> Reading:
 def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     started = time.perf_counter()
     volume, problems, read_s = _open(case.study)
-    session = _Session(backend, Study(volume), problems, {"read": read_s})
+    session = _Session(backend, volume, problems, {"read": read_s})
     transcript = None
     if case.dictation is not None:
         with session.stage("dictation"):
-            transcript = DictationPipeline(backend)(case.dictation).text
-    report = "\n".join(words for words in (case.report, transcript) if words) or None
-    with session.stage("encode"):
-        away = _out_of_range(session, volume)
+            heard = DictationPipeline(backend).transcribe(case.dictation)
+        transcript = heard.text
+        session.spent += heard.spent
+    report = _joined(case.report, transcript)
+    with session.stage("look"):
+        seen = session.ask(prompts.LIST_FINDINGS, ground=True)
+        session.warnings += [p for p in seen.problems if p not in session.warnings]
+        away = _out_of_range(session)
     if away is not None:
         session.warnings.insert(0, away)
     findings: list[Finding] = []
     points: list[Discrepancy] = []
     with session.stage("findings"):
-        seen = session.ask(prompts.LIST_FINDINGS, ground=True)
         for finding in _findings(session, seen) if away is None else ():
             findings.append(finding)
             yield finding
-    with session.stage("review"):
-        for point in _review(session, report, seen.regions) if report and away is None else ():
-            points.append(point)
-            yield point
-    answer = None
-    if case.question:
+    agreement: Agreement = "abstained"
+    if away is None:
+        with session.stage("review"):
+            for point in _review(session, report, seen.regions):
+                points.append(point)
+                yield point
+        agreement = _agreement(report, points, session.warnings)
+    answer = _ABSTAINS if case.question and away is not None else None
+    if case.question and away is None:
         with session.stage("answer"):
-            answer = yield from _answer(session, case.question, away)
-    session.warnings += [p for p in seen.problems if p not in session.warnings]
+            answer = yield from session.tell(case.question)
     with session.stage("pictures"):
         pictures = _key_slices(volume, findings, points)
     session.timings_s["total"] = time.perf_counter() - started
     yield Reading(
-        tuple(findings), tuple(points), _agreement(report, points, away), answer,
-        tuple(e for f in findings for e in f.evidence), tuple(session.warnings),
-        volume.info.to_dict(), report, transcript, backend.capabilities().name,
-        session.usage, session.timings_s, key_slices=pictures,
+        tuple(findings), tuple(points), agreement, answer, all_evidence(findings, points),
+        tuple(session.warnings), volume.info.to_dict(), report, transcript,
+        backend.capabilities().name, total_usage(session.spent), session.timings_s,
+        key_slices=pictures,
     )  # fmt: skip
 
 
-def _answer(session: _Session, question: str, away: Problem | None) -> Generator[Token, None, str]:
-    if away is not None:
-        return _ABSTAINS
-    events = session.events(question)
-    return (yield from events).text
+def _joined(*texts: str | None) -> str | None:
+    """Typed and dictated words as one report; the empty line ends the section typed last."""
+    return "\n\n".join(text.strip() for text in texts if text and text.strip()) or None
 
 
 def _open(study: Input) -> tuple[Volume, list[Problem], float]:
@@ -251,15 +264,15 @@ def _open(study: Input) -> tuple[Volume, list[Problem], float]:
     return volume, [*problems, *volume.problems], time.perf_counter() - started
 
 
-def _out_of_range(session: _Session, volume: Volume) -> Problem | None:
+def _out_of_range(session: _Session) -> Problem | None:
     """Why confident answers must be withheld, or None."""
-    name = session.backend.capabilities().name
+    volume, name = session.volume, session.backend.capabilities().name
     reasons = []
     if volume.info.modality != "CT" or not volume.calibrated:
         reasons.append(f"it is {volume.info.modality or 'of unknown modality'}, not calibrated CT")
-    if len(volume.voxels) < 8:
-        reasons.append(f"it has {len(volume.voxels)} slices")
-    novelty = session.backend.novelty(session.study)
+    if len(volume.voxels) < MIN_SLICES:
+        reasons.append(f"it has {len(volume.voxels)} slices, fewer than {MIN_SLICES}")
+    novelty = session.backend.novelty(Study(volume))
     if novelty is not None and novelty.out_of_range:
         reasons.append(f"it looks {novelty.score / novelty.limit:.1f} times farther from those"
                        " studies than the limit")  # fmt: skip
@@ -277,7 +290,7 @@ def _findings(session: _Session, seen: Finished) -> Iterator[Finding]:
     known = session.backend.capabilities().findings
     if not known:
         for named in prompts.parse_findings(seen.text):
-            yield _finding(named.name, named.side, named.size_mm, float("nan"), seen.regions)
+            yield _finding(session, named, None, seen.regions)
         return
     sized = {f.name for f in prompts.parse_findings(seen.text) if f.size_mm is not None}
     sides: tuple[prompts.Side | None, ...]
@@ -293,74 +306,106 @@ def _findings(session: _Session, seen: Finished) -> Iterator[Finding]:
             if name in sized or name == "nodule":
                 answer = session.ask(prompts.ask_size(name, side), tokens=8).text
                 size = prompts.parse_size_mm(answer)
-            yield _finding(name, side, size, probability, seen.regions)
+            named = prompts.NamedFinding(name, side, size)
+            yield _finding(session, named, probability, seen.regions)
 
 
 def _finding(
-    name: str, side: prompts.Side | None, size: float | None, probability: float,
+    session: _Session,
+    named: prompts.NamedFinding,
+    probability: float | None,
     regions: tuple[Region, ...],
-) -> Finding:  # fmt: skip
+) -> Finding:
+    name, side, size = named.name, named.side, named.size_mm
     region = locate(regions, name, side)
     if region is None:
         return Finding(name, side, size, None, None, probability)
-    proof = as_evidence(region)
+    proof = as_evidence(region, session.volume.voxels.shape[1:])
     return Finding(name, side, size, proof.slice_index, proof.box, probability, (proof,))
 
 
-def _review(session: _Session, report: str, regions: tuple[Region, ...]) -> Iterator[Discrepancy]:
+def _review(
+    session: _Session, report: str | None, regions: tuple[Region, ...]
+) -> Iterator[Discrepancy]:
     """Every sentence judged alone; then what the report, so corrected, still leaves out."""
-    corrected = []
-    for sentence in prompts.split_sentences(report):
+    sentences = prompts.split_sentences(report) if report else []
+    if report and not sentences:
+        message = (
+            "the report states nothing about the images (only technique, comparison or history),"
+            " so it was not judged"
+        )
+        session.warnings.append(Problem("NO_STATEMENT", message))
+    kept = []
+    for number, sentence in enumerate(sentences, 1):
         prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
-        found = _judge(session, prompt, _SENTENCE_VERDICTS)
+        found = _judge(session, prompt, _SENTENCE_VERDICTS, f"sentence {number}")
         if found is None:
-            corrected.append(sentence)
+            kept.append(sentence)
             continue
         kind, correction, probability = found
         if kind != "insertion":
-            corrected.append(correction or sentence)
-        proof = _proof(session, correction or sentence, regions)
+            kept.append(correction or sentence)
+        # what was inserted is nowhere to be seen: only the words can be shown
+        proof = _proof(session, correction or sentence, regions) if kind != "insertion" else ()
+        proof = (*proof, Evidence("text", sentence=sentence))
         yield Discrepancy(kind, sentence, correction, probability, proof)
-    prompt = prompts.FIND_OMISSION.format(report=" ".join(corrected))
-    found = _judge(session, prompt, _OMISSION_VERDICTS)
-    if found is not None and found[1]:
-        proof = _proof(session, found[1], regions, quote=False)
-        yield Discrepancy("omission", None, found[1], found[2], proof)
+    if sentences:
+        yield from _omissions(session, kept, regions)
+
+
+def _omissions(
+    session: _Session, kept: list[str], regions: tuple[Region, ...]
+) -> Iterator[Discrepancy]:
+    """What the kept sentences leave out, one after the other until nothing new is named."""
+    kept = list(kept)
+    for _ in range(_MAX_OMISSIONS):
+        prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
+        found = _judge(session, prompt, _OMISSION_VERDICTS, "what the report leaves out")
+        if found is None or found[1] in kept:
+            return
+        _, missing, probability = found
+        proof = _proof(session, missing, regions) if missing else ()
+        yield Discrepancy("omission", None, missing, probability, proof)
+        if missing is None:
+            return
+        kept.append(missing)
 
 
 def _judge(
-    session: _Session, prompt: str, verdicts: tuple[str, ...]
+    session: _Session, prompt: str, verdicts: tuple[str, ...], subject: str
 ) -> tuple[prompts.ErrorType, str | None, float] | None:
     """(type, correction, probability of an error), or None where the model sees no error."""
-    chances = session.ask(prompt, choices=verdicts).choices
-    probability = 1.0 - chances[verdicts[0]]
-    if probability < 0.5:
+    try:
+        chances = session.ask(prompt, choices=verdicts).choices
+        probability = 1.0 - chances[verdicts[0]]
+        if probability < 0.5:
+            return None
+        verdict = prompts.parse_verdict(session.ask(prompt).text)
+    except ContextOverflow as error:
+        session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None
     kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
-    verdict = prompts.parse_verdict(session.ask(prompt).text)
     fitting = verdict is not None and verdict.error == kind
     return kind, verdict.correction if verdict and fitting else None, probability
 
 
-def _proof(
-    session: _Session, words: str, regions: tuple[Region, ...], quote: bool = True
-) -> tuple[Evidence, ...]:
-    """The region of the finding that the words speak of, and the words themselves."""
+def _proof(session: _Session, words: str, regions: tuple[Region, ...]) -> tuple[Evidence, ...]:
+    """The region of the finding that the words speak of."""
     names = [name for name, _ in session.backend.capabilities().findings]
     about = spoken_of(words, names)
     region = locate(regions, *about) if about else None
-    proof = (as_evidence(region),) if region else ()
-    return (*proof, Evidence("text", sentence=words)) if quote else proof
+    return (as_evidence(region, session.volume.voxels.shape[1:]),) if region else ()
 
 
 def _agreement(
-    report: str | None, points: Sequence[Discrepancy], away: Problem | None
+    report: str | None, points: Sequence[Discrepancy], warnings: Sequence[Problem]
 ) -> Agreement:
-    if away is not None:
-        return "abstained"
-    if report is None:
+    codes = {warning.code for warning in warnings}
+    if report is None or "NO_STATEMENT" in codes:
         return "no report"
-    return "disagrees" if points else "agrees"
+    if points:
+        return "disagrees"
+    return "abstained" if "NOT_JUDGED" in codes else "agrees"
 
 
 def _key_slices(
@@ -369,8 +414,7 @@ def _key_slices(
     from pipelines.html import draw_slice
 
     shown: dict[int, list[tuple[float, float, float, float]]] = {}
-    proofs = [e for f in findings for e in f.evidence] + [e for p in points for e in p.evidence]
-    for proof in proofs:
+    for proof in all_evidence(findings, points):
         if proof.slice_index is not None and proof.box is not None:
             boxes = shown.setdefault(proof.slice_index, [])
             if proof.box not in boxes:

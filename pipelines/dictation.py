@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from encoders.errors import IncompatibleModel
-from multimodal.backends import Backend, GenerateOptions, collect
+from encoders.errors import IncompatibleModel, InvalidMessage
+from multimodal.backends import Backend, GenerateOptions, Usage, collect, total_usage
 from multimodal.messages import Audio, user
 from multimodal.prompts import TRANSCRIBE
 from pipelines.batch import Failed, run_each
@@ -32,14 +32,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A transcribed recording."""
+    """A transcribed recording, and what each segment cost."""
 
     text: str
     segments: tuple[Segment, ...]
+    spent: tuple[Usage, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
-        return asdict(self)
+        segments = [asdict(segment) for segment in self.segments]
+        return {"text": self.text, "segments": segments, "usage": total_usage(self.spent)}
 
 
 class DictationPipeline:
@@ -70,26 +72,45 @@ class DictationPipeline:
             UnreadableAudio, MissingInput: the recording cannot be used.
             IncompatibleModel: the model cannot hear.
         """
+        self._require_hearing()
+        if not _is_recording(recording):
+            if stream:
+                raise InvalidMessage("stream one recording at a time; many come as transcripts")
+            return run_each(cast("Iterable[Recording]", recording), self.transcribe, "recordings")
+        one = cast("Recording", recording)
+        return self._hear(one) if stream else self.transcribe(one)
+
+    def transcribe(self, recording: Recording) -> Transcript:
+        """The transcript of one recording; raises as a call does."""
+        self._require_hearing()
+        return [e for e in self._hear(recording) if isinstance(e, Transcript)][-1]
+
+    def _require_hearing(self) -> None:
         if "audio" not in self.backend.capabilities().modalities:
             raise IncompatibleModel(
                 f"{self.backend.capabilities().name} cannot hear; choose a model with an audio tower"
             )
-        if not isinstance(recording, str | Path | tuple):
-            return run_each(recording, self._one, "recordings")
-        one = cast("Recording", recording)
-        return self._hear(one) if stream else self._one(one)
-
-    def _one(self, recording: Recording) -> Transcript:
-        return [e for e in self._hear(recording) if isinstance(e, Transcript)][-1]
 
     def _hear(self, recording: Recording) -> Iterator[Segment | Transcript]:
         from encoders.audio import RATE_HZ, chunk_speech, load_speech
 
         speech = load_speech(*recording) if isinstance(recording, tuple) else load_speech(recording)
-        segments = []
+        segments: list[Segment] = []
+        spent: list[Usage] = []
         for start, stop, piece in chunk_speech(speech, MAX_SECONDS):
             message = user(Audio(piece, RATE_HZ), TRANSCRIBE)
-            events = self.backend.generate([message], GenerateOptions(max_new_tokens=96))
-            segments.append(Segment(start, stop, collect(events).text))
+            finished = collect(self.backend.generate([message], GenerateOptions(max_new_tokens=96)))
+            segments.append(Segment(start, stop, finished.text))
+            spent.append(finished.usage)
             yield segments[-1]
-        yield Transcript(" ".join(s.text for s in segments if s.text), tuple(segments))
+        text = " ".join(s.text for s in segments if s.text)
+        yield Transcript(text, tuple(segments), tuple(spent))
+
+
+def _is_recording(value: object) -> bool:
+    """A pair of samples and rate is one recording, as are samples alone (refused when read)."""
+    import numpy as np
+
+    if isinstance(value, tuple):
+        return len(value) == 2 and isinstance(value[0], np.ndarray)
+    return isinstance(value, str | Path | np.ndarray)

@@ -33,14 +33,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is there, where, how large and how sure. `box` (x0, y0, x1, y1) in slice pixels."""
+    """What is there, where, how large and how sure.
+
+    `box` (x0, y0, x1, y1) in pixels of the stored slice; `probability` is None where the model only
+    names its findings.
+    """
 
     name: str
     side: Side | None
     size_mm: float | None
     slice_index: int | None
     box: tuple[float, float, float, float] | None
-    probability: float
+    probability: float | None
     evidence: tuple[Evidence, ...] = ()
 
 
@@ -96,7 +100,7 @@ class Reading:
 
     def to_json(self) -> str:
         """Indented JSON text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_html(self) -> str:
         """One self-contained page with the key slices."""
@@ -107,11 +111,13 @@ class Reading:
     def verdict(self) -> str:
         """The agreement in a sentence."""
         count = len(self.discrepancies)
+        outside = "the study is outside what this model was validated on"
+        partly = "part of the report could not be judged"
         return {
             "agrees": "The report agrees with the images.",
             "disagrees": f"The report and the images differ in {count} point{'s'[: count != 1]}.",
-            "abstained": "No verdict: the study is outside what this model was validated on.",
-            "no report": "No report was given; only the images were read.",
+            "abstained": f"No verdict: {outside if self.out_of_range else partly}.",
+            "no report": "There is no report to judge; only the images were read.",
         }[self.agreement]
 
 
@@ -125,34 +131,64 @@ def _plain(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def all_evidence(
+    findings: Sequence[Finding], points: Sequence[Discrepancy]
+) -> tuple[Evidence, ...]:
+    """Everything there is to look at, each thing once: the findings' first."""
+    proofs = [e for f in findings for e in f.evidence] + [e for p in points for e in p.evidence]
+    return tuple(dict.fromkeys(proofs))
+
+
 def locate(regions: Sequence[Region], name: str, side: str | None) -> Region | None:
-    """The region where a finding is seen best; any side where none is named."""
-    fitting = [r for r in regions if r.finding == name and side in (None, r.side)]
+    """The region where a finding is seen best; any side where one of the two has none."""
+    fitting = [
+        r for r in regions if r.finding == name and (None in (side, r.side) or side == r.side)
+    ]
     return max(fitting, key=lambda r: r.score, default=None)
 
 
-def as_evidence(region: Region) -> Evidence:
-    """A region as image evidence."""
-    source = region.source
-    return Evidence("image", source.slice_index, source.position_mm, region.box, score=region.score)
+def as_evidence(region: Region, shape: Sequence[int]) -> Evidence:
+    """A region as image evidence, cut to the slice of `shape` (rows, columns).
+
+    A view is padded to a square, so a box may reach beyond the slice; one that lies outside
+    altogether is left out, the slice it was seen on is kept.
+    """
+    source, (rows, columns) = region.source, shape
+    x0, x1 = (min(max(x, 0.0), float(columns)) for x in (region.box[0], region.box[2]))
+    y0, y1 = (min(max(y, 0.0), float(rows)) for y in (region.box[1], region.box[3]))
+    box = (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+    return Evidence("image", source.slice_index, source.position_mm, box, score=region.score)
 
 
 _SYNONYMS = {
-    "pleural fluid": "pleural effusion", "effusion": "pleural effusion",
-    "opacity": "consolidation", "heart is enlarged": "cardiomegaly",
-    "enlarged heart": "cardiomegaly", "heart is normal": "cardiomegaly",
-    "heart is not enlarged": "cardiomegaly", "pleural air": "pneumothorax",
-    "aorta is calcified": "aortic calcification", "calcified plaques": "aortic calcification",
-    "calcification of the aorta": "aortic calcification", "aorta is not calcified": "aortic calcification",
-}  # fmt: skip
+    "pleural effusion": ("pleural fluid", "effusion"),
+    "consolidation": ("opacity",),
+    "pneumothorax": ("pleural air",),
+    "cardiomegaly": ("heart is", "enlarged heart"),
+    "aortic calcification": ("aorta", "aortic"),
+}
+_ELSEWHERE = re.compile(r"\b(pericardial|joint)\s+effusions?")
 
 
 def spoken_of(sentence: str, names: Sequence[str]) -> tuple[str, str | None] | None:
-    """The finding and side that a sentence names, None if it names none of `names`."""
-    words = sentence.lower()
-    name = next((n for n in names if n in words), None)
-    name = name or next((n for w, n in _SYNONYMS.items() if w in words and n in names), None)
+    """The finding and side that a sentence names, None if it names none of `names`.
+
+    The side is the one that stands nearest to the finding, both counted in letters.
+    """
+    words = _ELSEWHERE.sub("", sentence.lower())
+    found = [_place(words, name, name) for name in names]
+    found += [_place(words, word, n) for n in names for word in _SYNONYMS.get(n, ())]
+    name, start, stop = next((f for f in found if f is not None), (None, 0, 0))
     if name is None:
         return None
-    side = re.search(r"\b(right|left)\b", words)
-    return name, side[1] if side else None
+    sides = [
+        (min(abs(m.start() - stop), abs(start - m.end())), m[1])
+        for m in re.finditer(r"\b(right|left)\b", words)
+    ]
+    return name, min(sides)[1] if sides else None
+
+
+def _place(words: str, word: str, name: str) -> tuple[str, int, int] | None:
+    """Where a word begins and ends in a sentence, with the finding it stands for."""
+    match = re.search(rf"\b{re.escape(word)}", words)
+    return (name, match.start(), match.end()) if match else None

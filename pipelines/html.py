@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,17 +52,22 @@ def render_reading(reading: Reading) -> str:
 
 
 def mark_report(report: str, points: Sequence[Discrepancy]) -> Iterator[Passage]:
-    """The report cut into passages, each judged sentence a passage of its own."""
-    stated = [(report.find(p.sentence), p) for p in points if p.sentence and p.sentence in report]
-    places = sorted(stated, key=lambda place: place[0])
+    """The report cut into passages, each judged sentence a passage of its own.
+
+    A sentence that a line break runs through is found again whatever space stands in it.
+    """
     at = 0
-    for start, point in places:
-        if start < at or point.sentence is None:
+    for point in points:
+        if point.sentence is None:
             continue
-        if start > at:
-            yield Passage(report[at:start], None)
-        at = start + len(point.sentence)
-        yield Passage(report[start:at], point)
+        wanted = re.compile(r"\s+".join(map(re.escape, point.sentence.split())))
+        match = wanted.search(report, at)
+        if match is None:
+            continue
+        if match.start() > at:
+            yield Passage(report[at : match.start()], None)
+        yield Passage(match[0], point)
+        at = match.end()
     if at < len(report):
         yield Passage(report[at:], None)
 
