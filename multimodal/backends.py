@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from encoders.errors import InvalidMessage
 from encoders.features import Modality, Problem, Source
 from multimodal.messages import Message, Study
 
@@ -23,6 +24,9 @@ class GenerateOptions:
 
     With `choices` the answer is the likeliest of them and `Finished.choices` holds the
     probability of each. With `ground` the regions of the finding head come along.
+
+    Raises:
+        InvalidMessage: a value out of range.
     """
 
     max_new_tokens: int = 256
@@ -32,6 +36,18 @@ class GenerateOptions:
     choices: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     ground: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and up to 1"),
+            "stop": ("" not in self.stop, "strings that are not empty"),
+            "choices": ("" not in self.choices, "strings that are not empty"),
+        }
+        for name, (good, wanted) in rules.items():
+            if not good:
+                raise InvalidMessage(f"{name} is {getattr(self, name)!r}; use {wanted}")
 
 
 @dataclass(frozen=True)

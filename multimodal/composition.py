@@ -58,6 +58,7 @@ def compose(
     audio_tower = build_audio_tower(audio) if audio else None
     if view_profile not in PROFILES:
         raise IncompatibleModel(f"no view profile {view_profile!r}; there are {sorted(PROFILES)}")
+    attention = language_model.config._attn_implementation
     config = MultimodalConfig(
         text_config=language_model.config,
         vision_config=vision_tower.to_dict() if vision_tower else None,
@@ -71,6 +72,8 @@ def compose(
     )
     parts = Parts(language_model, vision_tower, audio_tower)
     model = MultimodalForConditionalGeneration(config, parts)
+    # becoming part of another config unset it, and attention unset is attention without a mask
+    language_model.set_attn_implementation(attention)
     model.generation_config = language_model.generation_config
     model.to(language_model.dtype)
     logger.info("the projectors start random: align this composite before relying on it")

@@ -6,20 +6,21 @@ only its own words. Knows no pipeline and no report.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from encoders.errors import ContextOverflow, IncompatibleModel, ModelNotFound
+from encoders.errors import ContextOverflow
 from encoders.features import Modality, Problem
 from multimodal.backends import (
     Capabilities,
@@ -31,10 +32,14 @@ from multimodal.backends import (
     Usage,
 )
 from multimodal.grounding import locate_regions
+from multimodal.loading import load_composite
 from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
 from multimodal.processing import AUDIO, IMAGE, REGION, Medium, MultimodalProcessor
+from multimodal.rewind import can_crop, crop
+from multimodal.sparse import SparsityConfig, set_sparsity, sparse_mlps
+from multimodal.streaming import TextStream, pick
 
 NUM_CACHED_MEDIA = 8
 
@@ -52,14 +57,42 @@ class _Encoded:
 
 @dataclass
 class _Prefix:
-    """Keys and values of the last prompt; `signature` says which token each belongs to."""
+    """Keys and values of a prompt; `signature` says which token each belongs to."""
 
     signature: list[object] = field(default_factory=list)
     cache: DynamicCache | None = None
+    gate: SparsityConfig | None = None
+
+
+@dataclass
+class _Request:
+    """One request under way: its prompt's keys and values, the logits after it, its accounts."""
+
+    options: GenerateOptions
+    prefix: _Prefix
+    logits: torch.Tensor
+    num_encoded: int
+    timings_s: dict[str, float]
+    regions: tuple[Region, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prefix.signature)
+
+    def finished(self, text: str, reason: Literal["stop", "length"], num_new: int = 0) -> Finished:
+        """The request's last event."""
+        usage = Usage(self.length, num_new, self.num_encoded, self.timings_s)
+        return Finished(text, reason, usage, {}, self.regions, self.problems)
 
 
 class LocalBackend:
-    """Runs a composite in this process. Safe to call from several threads, one at a time."""
+    """Runs a composite in this process.
+
+    Several threads may ask at once: answers are made token by token in turn, and one that is
+    abandoned half-way holds nobody up.
+    """
 
     def __init__(
         self,
@@ -91,38 +124,12 @@ class LocalBackend:
             ModelNotFound: no model there.
             IncompatibleModel: a model that is not a composite.
         """
-        from transformers import AutoConfig, AutoProcessor
-
-        from multimodal import register
-        from multimodal.configuration import MultimodalConfig
-        from multimodal.sparse import set_sparsity
-
-        register()
-        try:
-            config = AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ModelNotFound(
-                f"no model at {Path(model).name!r}: give a folder with a config.json, or a Hub id"
-                " while the network is reachable"
-            ) from error
-        if not isinstance(config, MultimodalConfig):
-            raise IncompatibleModel(
-                f"{Path(model).name!r} is a {config.model_type} checkpoint, not a CrossRead"
-                " composite; join it with towers by multimodal.compose(backbone=…)"
-            )
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        network = MultimodalForConditionalGeneration.from_pretrained(
-            model, dtype="auto" if dtype == "auto" else getattr(torch, dtype)
-        )
-        if dtype == "auto" and device == "cpu":
-            network = network.float()
+        network, processor = load_composite(model, device=device, dtype=dtype)
         if sparsity is not None:
-            set_sparsity(network.language_model, sparsity)
-        processor = AutoProcessor.from_pretrained(model)
+            set_sparsity(network, sparsity)
         folder = Path(model)
-        name = config.name_or_path if not folder.is_dir() else folder.resolve().name
-        return cls(network.to(device), processor, name, load_novelty(folder))
+        name = folder.resolve().name if folder.is_dir() else str(model)
+        return cls(network, processor, name, load_novelty(folder))
 
     def capabilities(self) -> Capabilities:
         """What this composite can do."""
@@ -145,8 +152,14 @@ class LocalBackend:
         Raises:
             ContextOverflow: prompt and answer do not fit the model's context.
         """
-        with self._lock, torch.inference_mode():
-            yield from self._generate(messages, options or GenerateOptions())
+        # inference mode is entered for each step, never left on in the caller's code between two
+        events = torch.inference_mode()(self._answer)(messages, options or GenerateOptions())
+        while True:
+            with self._lock:
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
 
     def novelty(self, study: Study) -> Novelty | None:
         """How unlike the validated studies this one is; see `Backend.novelty`."""
@@ -162,36 +175,43 @@ class LocalBackend:
 
     # --- prompt -> embeddings ------------------------------------------------------------------
 
-    def _generate(
+    def _answer(
         self, messages: Sequence[Message], options: GenerateOptions
     ) -> Iterator[Token | Finished]:
+        request = self._begin(messages, options)
+        try:
+            if options.choices:
+                yield self._choose(request)
+            else:
+                yield from self._decode(request)
+        finally:
+            self._prefix = request.prefix
+
+    def _begin(self, messages: Sequence[Message], options: GenerateOptions) -> _Request:
+        """Encode what is new of the media and run the prompt."""
         started = time.perf_counter()
         parts = [p for m in messages for p in m.parts if not isinstance(p, Text)]
-        media, num_new = self._encode_all(parts)
-        encoded_s = time.perf_counter() - started
+        media, num_encoded = self._encode_all(parts)
+        timings_s = {"encode": time.perf_counter() - started}
         text = self.processor.render([_plain(m) for m in messages])
         inputs = self.processor.join([text], [[e.medium for e in media]])
         ids = inputs.tensors["input_ids"][0]
-        if len(ids) + options.max_new_tokens > self._max_len:
-            raise ContextOverflow(
-                f"the prompt takes {len(ids)} tokens and the answer up to"
-                f" {options.max_new_tokens}, but {self.name} holds {self._max_len};"
-                " shorten the text or give fewer pictures"
-            )
-        timings = {"encode": encoded_s}
-        logits, cache = self._prefill(ids, media, timings)
+        self._check_length(len(ids), options)
+        started = time.perf_counter()
+        logits, prefix = self._prefill(ids, media)
+        timings_s["prefill"] = time.perf_counter() - started
         regions = self._regions(media) if options.ground else ()
-        problems = inputs.problems
-        if options.choices:
-            probability = self._score(options.choices, logits, cache)
-            best = max(probability, key=lambda choice: probability[choice])
-            usage = Usage(len(ids), 0, num_new, timings)
-            self._prefix.cache = self._cropped(cache, len(ids))
-            yield Finished(best, "stop", usage, probability, regions, problems)
-            return
-        yield from self._decode(
-            len(ids), (logits, cache), options, (timings, num_new, regions, problems)
-        )
+        return _Request(options, prefix, logits, num_encoded, timings_s, regions, inputs.problems)
+
+    def _check_length(self, num_tokens: int, options: GenerateOptions) -> None:
+        encode = self.processor.tokenizer.encode
+        choices = [len(encode(c, add_special_tokens=False)) for c in options.choices]
+        most = max(choices, default=options.max_new_tokens)
+        if num_tokens + most > self._max_len:
+            raise ContextOverflow(
+                f"the prompt takes {num_tokens} tokens and the answer up to {most}, but"
+                f" {self.name} holds {self._max_len}; shorten the text or give fewer pictures"
+            )
 
     def _encode_all(self, parts: Sequence[Part]) -> tuple[list[_Encoded], int]:
         """Every part encoded, from the cache where its content was seen before."""
@@ -229,28 +249,22 @@ class LocalBackend:
         return _Encoded(key, medium, torch.cat([views, regions]), features)
 
     def _prefill(
-        self, ids: torch.Tensor, media: Sequence[_Encoded], timings: dict[str, float]
-    ) -> tuple[torch.Tensor, DynamicCache]:
-        """Logits after the prompt; keys and values shared with the last prompt are reused."""
-        started = time.perf_counter()
+        self, ids: torch.Tensor, media: Sequence[_Encoded]
+    ) -> tuple[torch.Tensor, _Prefix]:
+        """Logits after the prompt; keys and values it shares with the last one are reused."""
         signature = self._signature(ids, media)
-        old = self._prefix
-        shared = 0
-        if old.cache is not None:
-            limit = min(len(old.signature), len(signature) - 1)
-            while shared < limit and old.signature[shared] == signature[shared]:
-                shared += 1
-        cache = self._cropped(old.cache, shared) if shared else None
-        cache = cache or DynamicCache(config=self.model.config.text_config)
-        shared = cache.get_seq_length()
-        embeds = self._embeds(ids, media)[:, shared:]
-        self._prefix = _Prefix()  # not valid again until this prompt is through
-        output = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True,
-                            position_ids=self._positions(shared, embeds.shape[1]),
-                            logits_to_keep=1)  # fmt: skip
-        self._prefix = _Prefix(signature, cache)
-        timings["prefill"] = time.perf_counter() - started
-        return output.logits[0, -1].float(), cache
+        old, self._prefix = self._prefix, _Prefix()  # taken: no other request may crop it now
+        mlps = sparse_mlps(self.model)
+        gate = mlps[0].config if mlps else None
+        shared, limit = 0, min(len(old.signature), len(signature) - 1)
+        while shared < limit and old.signature[shared] == signature[shared]:
+            shared += 1
+        cache = old.cache
+        if cache is None or old.gate != gate or not crop(cache, shared):
+            cache, shared = DynamicCache(config=self.model.config.text_config), 0
+            cache.activate_past_recording()  # so that sliding windows can be wound back
+        logits = self._step(self._embeds(ids, media)[:, shared:], cache, last_only=True)
+        return logits[-1], _Prefix(signature, cache, gate)
 
     def _embeds(self, ids: torch.Tensor, media: Sequence[_Encoded]) -> torch.Tensor:
         device = self.model.device
@@ -271,82 +285,73 @@ class LocalBackend:
         slots = set(self._slot_ids().tolist())
         return [next(content) if i in slots else i for i in ids.tolist()]
 
-    def _cropped(self, cache: DynamicCache | None, length: int) -> DynamicCache | None:
-        """`cache` cut to its first tokens; None where this kind of cache cannot be cut."""
-        if cache is None or cache.get_seq_length() == length:
-            return cache
-        try:
-            cache.crop(length)
-        except (NotImplementedError, ValueError, AttributeError):
-            return None
-        return cache if cache.get_seq_length() == length else None
-
-    def _positions(self, start: int, count: int) -> torch.Tensor:
-        return torch.arange(start, start + count, device=self.model.device)[None]
-
     # --- embeddings -> answer ------------------------------------------------------------------
 
-    def _step(self, token: int, position: int, cache: DynamicCache) -> torch.Tensor:
-        ids = torch.tensor([[token]], device=self.model.device)
-        output = self.model(
-            input_ids=ids, past_key_values=cache, use_cache=True,
-            position_ids=self._positions(position, 1),
-        )  # fmt: skip
-        return output.logits[0, -1].float()
+    def _step(
+        self, embeds: torch.Tensor, cache: DynamicCache, *, last_only: bool = False
+    ) -> torch.Tensor:
+        """Embeddings `[1, k, hidden]` after what `cache` holds -> logits `[k or 1, vocabulary]`."""
+        start = cache.get_seq_length()
+        positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
+        output = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True,
+                            position_ids=positions, logits_to_keep=int(last_only))  # fmt: skip
+        return output.logits[0].float()
 
-    def _decode(
-        self,
-        length: int,
-        state: tuple[torch.Tensor, DynamicCache],
-        options: GenerateOptions,
-        about: tuple[dict[str, float], int, tuple[Region, ...], tuple[Problem, ...]],
-    ) -> Iterator[Token | Finished]:
-        logits, cache = state
-        timings, num_new, regions, problems = about
+    def _step_tokens(self, tokens: Sequence[int], cache: DynamicCache) -> torch.Tensor:
+        ids = torch.tensor([tokens], device=self.model.device)
+        return self._step(self.model.get_input_embeddings()(ids), cache)
+
+    def _decode(self, request: _Request) -> Iterator[Token | Finished]:
+        options, logits, cache = request.options, request.logits, request.prefix.cache
+        assert cache is not None
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(options.seed or 0)
-        ends = self._end_ids()
-        tokens: list[int] = []
-        text, reason = "", "length"
-        while len(tokens) < options.max_new_tokens:
-            token = _pick(logits, options, generator)
+        ends, stream = self._end_ids(), TextStream(self.processor.tokenizer, options.stop)
+        count = 0
+        reason: Literal["stop", "length"] = "length"
+        while count < options.max_new_tokens:
+            token = pick(logits, options, generator)
             if token in ends:
                 reason = "stop"
                 break
-            tokens.append(token)
-            whole = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-            cut = _stop_at(whole, options.stop)
-            piece = (whole if cut is None else whole[:cut])[len(text) :]
-            if piece and not piece.endswith("�"):  # an unfinished multi-byte character
-                text += piece
+            count += 1
+            if piece := stream.push(token):
                 yield Token(piece)
-            if cut is not None:
+            if stream.stopped:
                 reason = "stop"
                 break
-            logits = self._step(token, length + len(tokens) - 1, cache)
-        self._prefix.cache = self._cropped(cache, length)
-        timings["decode"] = time.perf_counter() - started
-        usage = Usage(length, len(tokens), num_new, timings)
-        yield Finished(text.strip(), cast(Any, reason), usage, {}, regions, problems)
+            if count < options.max_new_tokens:
+                logits = self._step_tokens([token], cache)[-1]
+        if piece := stream.close():
+            yield Token(piece)
+        request.timings_s["decode"] = time.perf_counter() - started
+        yield request.finished(stream.text.strip(), reason, count)
 
-    def _score(
-        self, choices: Sequence[str], logits: torch.Tensor, cache: DynamicCache
-    ) -> dict[str, float]:
-        """The probability of each choice as the whole answer, all choices together being 1."""
-        length = cache.get_seq_length()
-        tokenizer = self.processor.tokenizer
+    def _choose(self, request: _Request) -> Finished:
+        """The likeliest choice, and of each the probability; those of all choices add up to 1."""
+        started, tokenizer = time.perf_counter(), self.processor.tokenizer
         scores = []
-        for choice in choices:
+        for choice in request.options.choices:
             tokens = tokenizer.encode(choice, add_special_tokens=False)
-            score, here = 0.0, logits
-            for i, token in enumerate(tokens):
-                score += float(here.log_softmax(-1)[token])
-                if i + 1 < len(tokens):
-                    here = self._step(token, length + i, cache)
-            self._cropped(cache, length)
-            scores.append(score)
+            scores.append(self._log_probability(tokens, request))
         weights = torch.tensor(scores).softmax(0).tolist()
-        return dict(zip(choices, weights, strict=True))
+        chances = dict(zip(request.options.choices, weights, strict=True))
+        request.timings_s["decode"] = time.perf_counter() - started
+        best = max(chances, key=lambda choice: chances[choice])
+        return replace(request.finished(best, "stop"), choices=chances)
+
+    def _log_probability(self, tokens: Sequence[int], request: _Request) -> float:
+        """Of these tokens as the beginning of the answer."""
+        cache, logits = request.prefix.cache, request.logits[None]
+        assert cache is not None
+        if len(tokens) > 1:
+            if not can_crop(cache):
+                cache = copy.deepcopy(cache)
+            logits = torch.cat([logits, self._step_tokens(tokens[:-1], cache)])
+            if cache is request.prefix.cache:
+                crop(cache, request.length)
+        log_probability = logits.log_softmax(-1)
+        return sum(float(row[token]) for row, token in zip(log_probability, tokens, strict=True))
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
@@ -367,21 +372,6 @@ class LocalBackend:
                 encoded.regions = locate_regions(self.model, encoded.features, geometry, sources)
             found.extend(encoded.regions or ())
         return tuple(found)
-
-
-def _pick(logits: torch.Tensor, options: GenerateOptions, generator: torch.Generator) -> int:
-    """Greedy at temperature 0, else nucleus sampling (Holtzman et al. 2020)."""
-    if options.temperature <= 0:
-        return int(logits.argmax())
-    probability = (logits.cpu() / options.temperature).softmax(-1)
-    ordered, index = probability.sort(descending=True)
-    keep = ordered.cumsum(0) - ordered < options.top_p
-    return int(index[torch.multinomial(ordered * keep, 1, generator=generator)])
-
-
-def _stop_at(text: str, stops: Sequence[str]) -> int | None:
-    places = [text.find(stop) for stop in stops if stop in text]
-    return min(places) if places else None
 
 
 def _value(part: Part) -> tuple[str, Any]:
@@ -412,8 +402,8 @@ def _digest(kind: str, value: Any) -> str | None:
 
 
 def _medium_digest(medium: Medium) -> str:
-    """SHA-256 over everything the encoder will see of a medium."""
-    sha = hashlib.sha256(medium.kind.encode())
+    """SHA-256 over everything the encoder will see of a medium, and where it says it came from."""
+    sha = hashlib.sha256(repr((medium.kind, medium.sources, medium.problems)).encode())
     for tensor in (medium.pixels, medium.geometry, *medium.log_mel):
         if tensor is not None:
             sha.update(str(tuple(tensor.shape)).encode())

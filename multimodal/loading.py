@@ -1,0 +1,99 @@
+"""A saved composite from a folder or the Hub, complete or refused with the reason.
+
+Knows no message and no request.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encoders.errors import IncompatibleModel, InvalidMessage, ModelNotFound
+from multimodal.configuration import MultimodalConfig
+from multimodal.modeling import MultimodalForConditionalGeneration
+from multimodal.processing import MultimodalProcessor
+
+
+def load_composite(
+    model: str | Path, *, device: str = "auto", dtype: str = "auto"
+) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
+    """Model and processor, on their device; "auto" is a GPU where there is one.
+
+    `dtype` "auto" keeps the checkpoint's, on a CPU float32.
+
+    Raises:
+        ModelNotFound: no model there.
+        IncompatibleModel: not a composite, or one whose files are damaged or incomplete.
+        InvalidMessage: an unknown device or dtype.
+    """
+    from transformers import AutoConfig
+
+    from multimodal import register
+
+    register()
+    name = Path(model).name
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"no model at {name!r}: give a folder with a config.json, or a Hub id"
+            " while the network is reachable"
+        ) from error
+    if not isinstance(config, MultimodalConfig):
+        raise IncompatibleModel(
+            f"{name!r} is a {config.model_type} checkpoint, not a CrossRead"
+            " composite; join it with towers by multimodal.compose(backbone=…)"
+        )
+    where = _device(device)
+    network, processor = _load_parts(model, _dtype(dtype))
+    if dtype == "auto" and where == "cpu":
+        network = network.float()
+    return network.to(where), processor
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch's answer to a CPU-only build
+        raise InvalidMessage(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use 'cpu' or 'auto'"
+        ) from error
+    return name
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return name
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidMessage(f"dtype is {name!r}; use 'auto', 'float32', 'bfloat16' or 'float16'")
+    return dtype
+
+
+def _load_parts(
+    model: str | Path, dtype: Any
+) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
+    """Weights and processor of a folder or Hub id, complete or refused."""
+    from safetensors import SafetensorError
+
+    name = Path(model).name
+    try:
+        network, info = MultimodalForConditionalGeneration.from_pretrained(
+            model, dtype=dtype, output_loading_info=True
+        )
+        processor = MultimodalProcessor.from_pretrained(model)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise IncompatibleModel(
+            f"{name!r} cannot be loaded ({str(error).strip().splitlines()[0]}); save it again with"
+            " save_pretrained of model and processor"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise IncompatibleModel(
+            f"{name!r} lacks {len(missing)} weights, {missing[0]} first; save it again"
+        )
+    return network, processor

@@ -1,0 +1,28 @@
+"""Winding a cache of keys and values back to an earlier position, where its layers allow it.
+
+A cache must have had `activate_past_recording()` called when it was new.
+"""
+
+from __future__ import annotations
+
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+
+def can_crop(cache: DynamicCache) -> bool:
+    """Whether every layer keeps keys a position at a time (recurrent states cannot be wound back)."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def crop(cache: DynamicCache, length: int) -> bool:
+    """Forget all but the first `length` positions; False, with nothing done, where it cannot be."""
+    surplus = cache.get_seq_length() - length
+    if not can_crop(cache) or length == 0:
+        return False
+    sliding = [x for x in cache.layers if isinstance(x, DynamicSlidingWindowLayer)]
+    # cropping drops what left the window, so what would come back into it must still be there
+    if any(x.keys.shape[-2] - surplus < min(length, x.sliding_window - 1) for x in sliding):
+        return False
+    if surplus:
+        cache.crop(-surplus)
+    return True

@@ -1,0 +1,79 @@
+"""Streamed pieces against the text decoded at once, for stop strings and characters of many bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multimodal.backends import GenerateOptions
+from multimodal.streaming import TextStream, pick
+
+
+class _Bytes:
+    """A tokenizer whose tokens are UTF-8 bytes, the hardest case of byte-level BPE."""
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def _run(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    stream, pieces = TextStream(_Bytes(), stops), []
+    for token in text.encode():
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            break
+    return [*pieces, stream.close()], stream
+
+
+@given(text=st.text(alphabet="aE ND右肺结节é🫁", max_size=24))
+@settings(max_examples=150, deadline=None)
+def test_pieces_joined_are_the_text_and_hold_whole_characters(text: str) -> None:
+    pieces, stream = _run(text)
+    assert "".join(pieces) == text == stream.text
+    assert not any("�" in piece for piece in pieces)
+
+
+@given(
+    text=st.text(alphabet="abEND。 ", max_size=24),
+    stops=st.lists(st.sampled_from(["END", "ab", "。", "DD", "a"]), max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_piece_holds_any_of_a_stop_string(text: str, stops: list[str]) -> None:
+    pieces, stream = _run(text, tuple(stops))
+    places = [text.find(stop) for stop in stops if stop in text]
+    if not places:
+        assert "".join(pieces) == text
+        return
+    assert stream.stopped
+    first_end = min(text.find(stop) + len(stop) for stop in stops if stop in text)
+    cut = min(text.find(stop) for stop in stops if 0 <= text.find(stop) <= first_end - len(stop))
+    assert "".join(pieces) == text[:cut]
+
+
+def test_a_stop_string_is_held_back_until_it_is_decided() -> None:
+    assert _run("ok EN!", ("END",))[0] == ["o", "k", " ", "", "", "EN!", ""]
+    assert _run("ok END!", ("END",))[0] == ["o", "k", " ", "", "", "", ""]
+
+
+def test_unfinished_bytes_at_the_end_are_not_lost() -> None:
+    stream = TextStream(_Bytes())
+    assert stream.push("肺".encode()[0]) == ""
+    assert stream.close() == "�"
+
+
+def test_greedy_takes_the_largest_and_nucleus_never_leaves_the_nucleus() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.2, 0.1]).log()
+    generator = torch.Generator().manual_seed(0)
+    assert pick(logits, GenerateOptions(), generator) == 1
+    nucleus = GenerateOptions(temperature=1.0, top_p=0.7)
+    assert {pick(logits, nucleus, generator) for _ in range(200)} == {1, 2}
+
+
+def test_sampling_frequencies_are_the_probabilities() -> None:
+    chances = torch.tensor([0.1, 0.6, 0.3])
+    generator = torch.Generator().manual_seed(0)
+    drawn = [pick(chances.log(), GenerateOptions(temperature=1.0), generator) for _ in range(2000)]
+    shares = torch.bincount(torch.tensor(drawn), minlength=3) / 2000
+    assert shares.tolist() == pytest.approx(chances.tolist(), abs=0.04)
