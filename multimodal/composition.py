@@ -59,6 +59,11 @@ def compose(
     if view_profile not in PROFILES:
         raise IncompatibleModel(f"no view profile {view_profile!r}; there are {sorted(PROFILES)}")
     attention = language_model.config._attn_implementation
+    view_size = PROFILES[view_profile].size
+    if view_size is None:
+        raise IncompatibleModel(
+            f"view profile {view_profile!r} keeps each slice's own size; a composite needs one size"
+        )
     config = MultimodalConfig(
         text_config=language_model.config,
         vision_config=vision_tower.to_dict() if vision_tower else None,
@@ -67,7 +72,7 @@ def compose(
         findings=list(findings) if vision_tower else None,
         sparsity=sparsity.to_dict() if sparsity else None,
         view_profile=view_profile,
-        view_size=PROFILES[view_profile].size,
+        view_size=view_size,
         **ids,
     )
     parts = Parts(language_model, vision_tower, audio_tower)

@@ -49,6 +49,7 @@ class Medium:
     log_mel: tuple[torch.Tensor, ...] = ()  # each [mel, frames]
     problems: tuple[Problem, ...] = ()
     views: np.ndarray | None = None  # [n, 3, H, W] uint8, as shown
+    labels: tuple[str, ...] = ()  # one per view, for models that read words between pictures
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,7 @@ class MultimodalProcessor(ProcessorMixin):
             torch.from_numpy(views.geometry),
             problems=(*problems, *views.problems),
             views=views.pixels,
+            labels=views.labels,
         )
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipelines.evidence import Discrepancy, Reading
 
 Box = tuple[float, float, float, float]
-WINDOWS = (("lung", -600.0, 1500.0), ("soft tissue", 40.0, 400.0))  # name, centre, width in HU
 _WIDTH = 384  # pixels of one window's picture
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # LPS: negative and positive end of each axis
 
@@ -87,11 +86,11 @@ def _template() -> jinja2.Template:
 
 
 def draw_slice(volume: Volume, index: int, boxes: Sequence[Box] = ()) -> bytes:
-    """A PNG of one slice in lung and soft-tissue windows, side by side, with boxes on it.
+    """A PNG of one slice in the two windows its body part is read in, side by side, boxes on it.
 
     Shown as radiologists do (patient right at the picture's left, front or head up), square
-    pixels, the patient's directions lettered at the edges. Uncalibrated values are stretched
-    between their 1st and 99th percentile instead.
+    pixels, the patient's directions lettered at the edges. Uncalibrated values are shown once, as
+    their header wants, or between percentiles of the volume.
 
     Args:
         index: slice of `volume`.
@@ -115,14 +114,15 @@ def draw_slice(volume: Volume, index: int, boxes: Sequence[Box] = ()) -> bytes:
 
 
 def _greys(volume: Volume, index: int) -> Iterator[tuple[str, np.ndarray]]:
-    values = volume.voxels[index].astype(np.float32)
+    from encoders.dicom.display import PROJECTIONS, hanging
+
     if volume.calibrated:
-        spans = [(name, centre - width / 2, width) for name, centre, width in WINDOWS]
+        vois = hanging(volume.info)
     else:
-        low, high = np.percentile(values, (1, 99))
-        spans = [("stretched", float(low), float(max(high - low, 1.0)))]
-    for name, low, width in spans:
-        yield name, (np.clip((values - low) / width, 0, 1) * 255).astype(np.uint8)
+        robust = volume.info.modality not in PROJECTIONS
+        vois = (volume.display.choose(volume.voxels, robust),)
+    for voi in vois:
+        yield voi.name, volume.display.grey(volume.voxels[index], voi)
 
 
 def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], name: str) -> Any:

@@ -1,15 +1,19 @@
-"""The pictures a model sees of a volume: which slices, which windows, and the way back to them.
+"""The pictures a model sees of a volume: which slices, which grey values, and the way back to them.
 
-A view shows a slab of the stack in canonical orientation (columns to patient left, rows to
-posterior or feet), three windows as three channels. Each keeps its `Source`.
+What a model was trained on is a named value, its `ViewProfile`. A view shows a slice, or the mean
+of a slab, in canonical orientation (columns to patient left, rows to posterior or feet) with
+three windows as three channels. Each keeps its `Source`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
+from encoders.dicom.display import PROJECTIONS
 from encoders.dicom.volume import AIR_HU, Volume
 from encoders.features import Problem, Source
 
@@ -28,23 +32,48 @@ class Window:
         return np.round(255 * np.clip((hu - low) / self.width, 0, 1)).astype(np.uint8)
 
 
+Windows = tuple[Window, Window, Window]
+
+
 @dataclass(frozen=True)
 class ViewProfile:
-    """How a volume becomes pictures: three windows, how many views, their size, slab or slice."""
+    """How a volume becomes pictures.
+
+    Attributes:
+        windows: one per colour channel.
+        num_views: the most pictures of one volume.
+        size: pixels of a side; None keeps the slice's own, padded with black to a square.
+        slab: whether a view is the mean of the slices it stands for, or the nearest of them.
+        scale: what the windows apply to: Hounsfield units, or 0..1 between the percentiles of the
+            whole volume, or 0..1 of the grey levels that the header wants shown.
+        label: what stands beside a picture in the prompt of a model that interleaves words.
+    """
 
     name: str
-    windows: tuple[Window, Window, Window]
+    windows: Windows
     num_views: int
-    size: int
-    slab: bool = True
+    size: int | None
+    slab: bool = False
+    scale: Literal["hu", "percentile", "header"] = "hu"
+    label: str = "SLICE {number}"
 
 
 LUNG = Window("lung", -600, 1500)
 SOFT = Window("soft tissue", 40, 400)
 BONE = Window("bone", 400, 1800)
+_OURS = (LUNG, SOFT, BONE)
+# MedGemma 1.5: wide [-1024, 1024], soft tissue [-135, 215], brain [0, 80] HU; 85 slices at most
+_MEDGEMMA = (Window("wide", 0, 2048), Window("soft tissue", 40, 350), Window("brain", 40, 80))
+_GREY = (Window("grey", 0.5, 1),) * 3
 PROFILES = {
-    "crossread-ct": ViewProfile("crossread-ct", (LUNG, SOFT, BONE), 16, 96),
-    "crossread-ct-large": ViewProfile("crossread-ct-large", (LUNG, SOFT, BONE), 32, 224),
+    profile.name: profile
+    for profile in (
+        ViewProfile("crossread-ct", _OURS, 16, 96, slab=True),
+        ViewProfile("crossread-ct-large", _OURS, 32, 224, slab=True),
+        ViewProfile("medgemma-ct", _MEDGEMMA, 85, None),
+        ViewProfile("mr", _GREY, 85, None, scale="percentile"),
+        ViewProfile("cxr", _GREY, 4, None, scale="header", label="IMAGE {number}"),
+    )
 }
 
 
@@ -53,16 +82,18 @@ class Views:
     """Pictures of a volume.
 
     Attributes:
-        pixels: uint8 `[n, 3, size, size]`.
+        pixels: uint8 `[n, 3, side, side]`.
         geometry: float32 `[n, 11]`: LPS mm of the first pixel's centre from the volume's centre,
             the steps of one column and one row, the slab's thickness, and 1.
         sources: one per view.
+        labels: one per view, by the profile ("SLICE 1", ...).
     """
 
     pixels: np.ndarray
     geometry: np.ndarray
     sources: tuple[Source, ...]
     problems: tuple[Problem, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def make_views(volume: Volume, profile: ViewProfile) -> Views:
@@ -70,32 +101,99 @@ def make_views(volume: Volume, profile: ViewProfile) -> Views:
     voxels, to_old = _canonical(volume)
     affine = volume.affine @ to_old
     positions = volume.positions_mm if to_old[0, 0] > 0 else volume.positions_mm[::-1]
-    problems: list[Problem] = []
-    if not volume.calibrated:
-        voxels = _stretched(voxels)
-        problems.append(Problem("STRETCHED", "grey values were stretched to the lung window"))
+    values, problems = _values(volume, voxels, profile)
     _, rows, columns = voxels.shape
     groups, thickness = _slabs(positions, profile)
     row_mm, column_mm = (float(np.linalg.norm(affine[:3, i])) for i in (1, 2))
-    frame = _Frame(rows * row_mm, columns * column_mm, profile.size)
+    frame = _Frame(rows * row_mm, columns * column_mm, profile.size or _side(voxels, affine))
     along = _slice_offsets(affine, positions)
     centre = (
         affine[:3, 3]
         + (along[0] + along[-1]) / 2
         + affine[:3, 1:3] @ [(rows - 1) / 2, (columns - 1) / 2]
     )
-    pixels = np.empty((len(groups), 3, profile.size, profile.size), np.uint8)
     geometry = np.zeros((len(groups), 11), np.float32)
     sources = []
     for k, group in enumerate(groups):
-        slab = np.maximum(voxels[group[0] : group[-1] + 1].astype(np.float32), AIR_HU).mean(0)
-        picture = frame.resize(slab)
-        pixels[k] = [window.apply(picture) for window in profile.windows]
         origin = affine[:3, 3] + along[group].mean(0) - centre
         geometry[k] = frame.geometry(origin, affine, (rows, columns), thickness[k])
         middle = int(group[len(group) // 2])
         sources.append(_source(volume, middle, group, frame, to_old, profile.name))
-    return Views(pixels, geometry, tuple(sources), tuple(problems))
+    labels = tuple(profile.label.format(number=k + 1) for k in range(len(groups)))
+    return Views(_pictures(values, groups, frame), geometry, tuple(sources), problems, labels)
+
+
+def to_rgb(hu: np.ndarray, windows: Windows) -> np.ndarray:
+    """Values -> uint8 `[..., 3]`, a channel per window.
+
+    int16 goes through one table of all 65,536 values: each voxel is read once and its three
+    bytes are written at once, beside a fourth that the result, a view, leaves out.
+    """
+    if hu.dtype != np.int16:
+        return np.stack([window.apply(hu.astype(np.float32)) for window in windows], -1)
+    table, flat = _table(windows), np.ascontiguousarray(hu).view(np.uint16).reshape(-1)
+    out = np.empty(flat.size, np.uint32)
+    for start in range(0, flat.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        table.take(flat[part], out=out[part], mode="wrap")
+    return out.view(np.uint8).reshape(*hu.shape, 4)[..., :3]
+
+
+_CHUNK = 2**18  # voxels whose table indices stay in the cache
+
+
+@lru_cache(maxsize=16)
+def _table(windows: Windows) -> np.ndarray:
+    """The three bytes of every int16 value, packed in one uint32."""
+    hu = np.arange(65536).astype(np.uint16).view(np.int16).astype(np.float32)
+    packed = np.zeros((65536, 4), np.uint8)
+    for channel, window in enumerate(windows):
+        packed[:, channel] = window.apply(hu)
+    return packed.view(np.uint32)[:, 0]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What is windowed: voxels, the windows, and the value of the air around a picture."""
+
+    voxels: np.ndarray
+    windows: Windows
+    air: float
+
+
+def _values(
+    volume: Volume, voxels: np.ndarray, profile: ViewProfile
+) -> tuple[_Values, tuple[Problem, ...]]:
+    if profile.scale == "hu" and volume.calibrated:
+        return _Values(voxels, profile.windows, AIR_HU), ()
+    as_stored = volume.info.modality in PROJECTIONS if profile.scale == "hu" else False
+    by_header = profile.scale == "header" or as_stored
+    unit = volume.display.unit(voxels, volume.display.choose(voxels, robust=not by_header))
+    if profile.scale != "hu":
+        return _Values(unit, profile.windows, 0.0), ()
+    top = LUNG.center + LUNG.width / 2
+    note = Problem("STRETCHED", "grey values were stretched to the lung window")
+    return _Values(AIR_HU + unit * (top - AIR_HU), profile.windows, AIR_HU), (note,)
+
+
+def _pictures(values: _Values, groups: list[np.ndarray], frame: _Frame) -> np.ndarray:
+    rows, columns = values.voxels.shape[1:]
+    single = [int(group[0]) for group in groups]
+    if (frame.height, frame.width) == (rows, columns) and all(len(g) == 1 for g in groups):
+        return np.moveaxis(frame.pad(to_rgb(values.voxels[single], values.windows)), -1, 1)
+    pixels = np.empty((len(groups), 3, frame.size, frame.size), np.uint8)
+    for k, group in enumerate(groups):
+        slices = values.voxels[group[0] : group[-1] + 1]
+        slab = np.maximum(slices.astype(np.float32), np.float32(values.air)).mean(0)
+        picture = frame.resize(slab, values.air)
+        pixels[k] = [window.apply(picture) for window in values.windows]
+    return pixels
+
+
+def _side(voxels: np.ndarray, affine: np.ndarray) -> int:
+    """Pixels of the square that keeps every row and column of a slice."""
+    mm = np.linalg.norm(affine[:3, 1:3], axis=0)
+    return round(float((np.array(voxels.shape[1:]) * mm).max() / mm.min()))
 
 
 def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
@@ -128,27 +226,24 @@ def _dominant(affine: np.ndarray) -> list[int]:
     return axes
 
 
-def _stretched(voxels: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(voxels, [0.5, 99.5])
-    unit = np.clip((voxels - low) / max(high - low, 1e-6), 0, 1)
-    return (LUNG.center - LUNG.width / 2 + unit * LUNG.width).astype(np.float32)
-
-
 def _slabs(positions: np.ndarray, profile: ViewProfile) -> tuple[list[np.ndarray], np.ndarray]:
-    """Slice indices of each view and the thickness it stands for."""
+    """Slice indices of each view and the thickness it stands for; by place, not by index."""
     n = len(positions)
     gap = float(np.median(np.abs(np.diff(positions)))) if n > 1 else 1.0
-    if n <= profile.num_views:
-        return [np.array([i]) for i in range(n)], np.full(n, gap)
     place = np.abs(positions - positions[0])
+    if n <= profile.num_views or not profile.slab:
+        chosen = range(n) if n <= profile.num_views else _evenly(place, profile.num_views)
+        return [np.array([i]) for i in chosen], np.full(len(chosen), gap)
     edges = np.linspace(-gap / 2, place[-1] + gap / 2, profile.num_views + 1)
     bins = np.clip(np.searchsorted(edges, place, side="right") - 1, 0, profile.num_views - 1)
-    groups = []
-    for k in range(profile.num_views):
-        nearest = np.array([int(np.argmin(np.abs(place - (edges[k] + edges[k + 1]) / 2)))])
-        inside = np.flatnonzero(bins == k)
-        groups.append(inside if profile.slab and len(inside) else nearest)
-    return groups, np.diff(edges)
+    filled = np.unique(bins)  # a gap in the stack leaves a slab without slices, and no view of it
+    return [np.flatnonzero(bins == k) for k in filled], np.diff(edges)[filled]
+
+
+def _evenly(place: np.ndarray, count: int) -> np.ndarray:
+    """The slices nearest to `count` equally distant places, none twice."""
+    wanted = np.linspace(place[0], place[-1], count)
+    return np.unique(np.abs(place[None] - wanted[:, None]).argmin(1))
 
 
 def _slice_offsets(affine: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -170,8 +265,16 @@ class _Frame:
         self.width = max(round(size * width_mm / side), 1)
         self.top, self.left = (size - self.height) // 2, (size - self.width) // 2
 
-    def resize(self, hu: np.ndarray) -> np.ndarray:
-        """`[rows, columns]` HU -> `[size, size]`; the mean over each pixel's area when shrinking."""
+    def pad(self, pictures: np.ndarray) -> np.ndarray:
+        """`[n, height, width, 3]` -> `[n, size, size, 3]`, black around."""
+        if self.height == self.width == self.size:
+            return pictures
+        out = np.zeros((len(pictures), self.size, self.size, 3), np.uint8)
+        out[:, self.top : self.top + self.height, self.left : self.left + self.width] = pictures
+        return out
+
+    def resize(self, hu: np.ndarray, air: float) -> np.ndarray:
+        """`[rows, columns]` -> `[size, size]`; the mean over each pixel's area when shrinking."""
         import torch
         from torch.nn.functional import interpolate
 
@@ -181,7 +284,7 @@ class _Frame:
             resized = interpolate(source, target, mode="area")
         else:
             resized = interpolate(source, target, mode="bilinear", antialias=True)
-        out = np.full((self.size, self.size), float(AIR_HU), np.float32)
+        out = np.full((self.size, self.size), air, np.float32)
         out[self.top : self.top + self.height, self.left : self.left + self.width] = resized[0, 0]
         return out
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from encoders.dicom.display import Display, display_of
 from encoders.dicom.header import SeriesInfo, SliceFile, is_ct, normal_of, quiet_pydicom
 from encoders.dicom.series import Series, scan
 from encoders.errors import (
@@ -41,6 +42,7 @@ class Volume:
         problems: flaws found on the way.
         info: what may be told of the series.
         calibrated: whether values are Hounsfield units.
+        display: how the header wants the values shown to people.
     """
 
     voxels: np.ndarray
@@ -49,6 +51,7 @@ class Volume:
     problems: tuple[Problem, ...] = ()
     info: SeriesInfo = field(default_factory=SeriesInfo)
     calibrated: bool = True
+    display: Display = field(default_factory=Display)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -94,7 +97,9 @@ def load_volume(series: Series | Path | str) -> Volume:
     affine, positions = _geometry(kept, series.info, problems)
     spacing = tuple(float(np.linalg.norm(affine[:3, i])) for i in range(3))
     info = replace(series.info, num_slices=len(kept), spacing_mm=spacing)
-    return Volume(voxels, affine, positions, tuple(problems), info, calibrated)
+    display = display_of(slices[0].header, kept[0].frame)
+    problems += display.problems
+    return Volume(voxels, affine, positions, tuple(problems), info, calibrated, display)
 
 
 def _without_duplicates(files: list[SliceFile], problems: list[Problem]) -> list[SliceFile]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from encoders.dicom import PROFILES, Volume, load_volume, make_views
-from encoders.dicom.series import SeriesInfo
+from encoders.dicom.header import SeriesInfo
 from encoders.dicom.write import write_ct_series
 
 # slices, rows, columns; slice, row, column distance in mm; SHA-256 of pixels, of geometry in um
