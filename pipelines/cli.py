@@ -18,7 +18,6 @@ from encoders.errors import CrossReadError, InputError, MissingInput, ModelError
 
 if TYPE_CHECKING:
     from multimodal.messages import Message, Part
-    from pipelines.evidence import Reading
 
 EXIT_CODES = ((InputError, 3), (ModelError, 4), (RemoteError, 5))
 
@@ -35,7 +34,7 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Sparsity = Annotated[
-    float | None, typer.Option(help="Share of MLP neurons left out per token, 0.0 to 0.9.")
+    float | None, typer.Option(min=0.0, max=0.9, help="Share of MLP neurons left out per token.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -65,13 +64,15 @@ def read(
 ) -> None:
     """Read a study with its report: what is there, and do the two agree?"""
     from pipelines import pipeline
+    from pipelines.terminal import describe_reading
 
     words = _read_text(report) if report else None
+    if out is not None:
+        _make_folder(out)  # before the work, so that it is not lost
     task = pipeline("ct-report", model, device=device, sparsity=sparsity)
     reading = task(study, words, dictation, ask)
     typer.echo(reading.to_json() if as_json else describe_reading(reading))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in (("json", reading.to_json()), ("html", reading.to_html())):
             (out / f"reading.{name}").write_text(text, encoding="utf-8")
         typer.echo(f"wrote {out / 'reading.json'} and {out / 'reading.html'}", err=True)
@@ -109,9 +110,14 @@ def chat(
         return
     history: list[Message] = []
     for line in _typed_lines():
-        history.append(user(*media, line))
+        turn = user(*media, line)
+        try:
+            answer = _say(talk, [*history, turn], options, as_json)
+        except CrossReadError as error:  # the conversation goes on without this turn
+            typer.echo(f"crossread: {error}", err=True)
+            continue
+        history += [turn, answer]
         media = []
-        history.append(_say(talk, history, options, as_json))
 
 
 @app.command()
@@ -136,9 +142,12 @@ def info(
 ) -> None:
     """Tell what a DICOM input holds, without patient identifiers."""
     from encoders.dicom import describe, scan
+    from pipelines.terminal import describe_study
 
     found = describe(scan(path))
-    typer.echo(_json(found) if as_json else _describe_study(found))
+    typer.echo(_json(found) if as_json else describe_study(found))
+    if not found["series"]:
+        raise typer.Exit(EXIT_CODES[0][1])
 
 
 def main() -> None:
@@ -149,57 +158,6 @@ def main() -> None:
         typer.echo(f"crossread: {error}", err=True)
         code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
         raise SystemExit(code) from None
-
-
-def describe_reading(reading: Reading) -> str:
-    """A reading as text for a terminal."""
-    lines = [reading.verdict()]
-    for point in reading.discrepancies:
-        lines.append(f"  {point.type} ({point.probability:.0%})")
-        if point.sentence:
-            lines.append(f"    report:    {point.sentence}")
-        lines.append(f"    suggested: {point.suggestion}")
-        lines += [f"    see:       slice {e.slice_index}" for e in point.evidence if e.box]
-    if not reading.out_of_range:
-        lines += [
-            "",
-            "Findings:" if reading.findings else "Findings: none of those the model knows",
-        ]
-    for finding in reading.findings:
-        words = " ".join(w for w in (finding.side, finding.name) if w)
-        size = f", {finding.size_mm:.0f} mm" if finding.size_mm is not None else ""
-        place = f", slice {finding.slice_index}" if finding.slice_index is not None else ""
-        lines.append(f"  {words}{size}{place} ({finding.probability:.0%})")
-    if reading.transcript:
-        lines += ["", f"Heard: {reading.transcript}"]
-    if reading.answer:
-        lines += ["", f"Answer: {reading.answer}"]
-    if reading.warnings:
-        lines += ["", "Warnings:"]
-        lines += [f"  {w.code}: {w.message}" + (f" ({w.subject})" if w.subject else "")
-                  for w in reading.warnings]  # fmt: skip
-    total = reading.timings_s.get("total", 0.0)
-    return "\n".join([*lines, "", f"{reading.model}, {total:.1f} s. {reading.disclaimer}"])
-
-
-def _describe_study(found: dict[str, Any]) -> str:
-    lines = []
-    for series in found["series"]:
-        mark = "*" if series["default"] else " "
-        spacing = " x ".join(f"{v:.2f}" for v in series["spacing_mm"] or ())
-        lines.append(
-            f"{mark} {series['modality'] or '?'} {series['body_part']} {series['num_slices']} images"
-            f" {series['rows']}x{series['columns']}" + (f", {spacing} mm" if spacing else "")
-            + f": {series['reason']}"
-        )  # fmt: skip
-        lines += [_problem_line(p, "    ") for p in series["problems"]]
-    lines += [_problem_line(p, "  ") for p in found["problems"]]
-    return "\n".join(lines or ["nothing that is DICOM"])
-
-
-def _problem_line(problem: dict[str, str], indent: str) -> str:
-    where = f" ({problem['subject']})" if problem["subject"] else ""
-    return f"{indent}{problem['code']}: {problem['message']}{where}"
 
 
 def _say(talk: Any, history: list[Message], options: Any, as_json: bool) -> Message:
@@ -234,15 +192,24 @@ def _typed_lines() -> Any:
 
 
 def _read_text(path: Path) -> str:
-    if str(path) == "-":
-        return sys.stdin.read()
+    name = "the report on stdin" if str(path) == "-" else f"report {path.name!r}"
     try:
-        return path.read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise MissingInput(f"report {path.name!r} does not exist; check the path") from None
-    except (UnicodeDecodeError, OSError) as error:
+        raise MissingInput(f"{name} does not exist; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text; save it as plain text") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise InputError(
-            f"report {path.name!r} is not UTF-8 text; save it as plain text"
+            f"the output folder {out.name!r} cannot be made: {error.strerror}; choose another"
         ) from error
 
 

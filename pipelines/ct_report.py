@@ -258,7 +258,9 @@ def _open(study: Input) -> tuple[Volume, list[Problem], float]:
     series = found.default()
     problems = list(found.problems)
     if len(found.series) > 1:
-        message = f"read {series.reason}; {len(found.series) - 1} other series were not read"
+        info, others = series.info, len(found.series) - 1
+        images = f"{info.num_slices} image{'s'[: info.num_slices != 1]}"
+        message = f"read the {info.modality} series of {images}; {others} other series left unread"
         problems.append(Problem("SERIES_CHOSEN", message))
     volume = load_volume(series)
     return volume, [*problems, *volume.problems], time.perf_counter() - started
@@ -271,7 +273,8 @@ def _out_of_range(session: _Session) -> Problem | None:
     if volume.info.modality != "CT" or not volume.calibrated:
         reasons.append(f"it is {volume.info.modality or 'of unknown modality'}, not calibrated CT")
     if len(volume.voxels) < MIN_SLICES:
-        reasons.append(f"it has {len(volume.voxels)} slices, fewer than {MIN_SLICES}")
+        count = len(volume.voxels)
+        reasons.append(f"it has {count} slice{'s'[: count != 1]}, fewer than {MIN_SLICES}")
     novelty = session.backend.novelty(Study(volume))
     if novelty is not None and novelty.out_of_range:
         reasons.append(f"it looks {novelty.score / novelty.limit:.1f} times farther from those"

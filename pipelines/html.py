@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.terminal import grouped, slice_words
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -40,11 +42,13 @@ def render_reading(reading: Reading) -> str:
         (index, "data:image/png;base64," + base64.b64encode(png).decode())
         for index, png in reading.key_slices
     ]
+    num_slices = int(reading.study.get("num_slices") or 0)
     alarms = [w for w in reading.warnings if w.code == "OUT_OF_RANGE"]
     notes = [w for w in reading.warnings if w.code != "OUT_OF_RANGE"]
     facts = {k: v for k, v in reading.study.items() if v not in (None, "")}
     return _template().render(
         reading=reading, pictures=pictures, alarms=alarms, notes=notes, facts=facts,
+        place=lambda index: slice_words(index, num_slices), grouped=grouped,
         passages=list(mark_report(reading.report or "", reading.discrepancies)),
         missing=[d for d in reading.discrepancies if d.sentence is None],
     )  # fmt: skip
@@ -143,7 +147,7 @@ def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], n
         ys = sorted((rows - y if flip_rows else y) * scale_y for y in (y0, y1))
         draw.rectangle((xs[0], ys[0], xs[1], ys[1]), outline=(255, 196, 0), width=2)
     grey_ink = (170, 200, 230)
-    draw.text((6, 4), f"slice {index} · {name}", fill=grey_ink)
+    draw.text((6, 4), f"{slice_words(index, len(volume.voxels))} · {name}", fill=grey_ink)
     draw.text((6, height / 2), column_letters[0], fill=grey_ink)
     draw.text((_WIDTH - 12, height / 2), column_letters[1], fill=grey_ink)
     draw.text((_WIDTH / 2, 4), row_letters[0], fill=grey_ink)

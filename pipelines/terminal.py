@@ -1,0 +1,111 @@
+"""A reading, and what a DICOM input holds, as text for a terminal.
+
+Slices are counted from 1 here, as viewers do; `slice_index` of the values counts from 0.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from encoders.features import Problem
+
+if TYPE_CHECKING:
+    from pipelines.evidence import Discrepancy, Finding, Reading
+
+_WIDTH = 96
+
+
+def describe_reading(reading: Reading) -> str:
+    """The verdict first, then differences, findings, answer and warnings."""
+    num_slices = int(reading.study.get("num_slices") or 0)
+    alarms = [w for w in reading.warnings if w.code == "OUT_OF_RANGE"]
+    others = [w for w in reading.warnings if w.code != "OUT_OF_RANGE"]
+    lines = [line for alarm in alarms for line in (*_wrapped("OUT OF RANGE: ", alarm.message), "")]
+    lines.append(reading.verdict())
+    if reading.discrepancies:
+        lines += ["", "Differences"]
+    for number, point in enumerate(reading.discrepancies, 1):
+        lines += _describe_point(number, point, num_slices)
+    if not reading.out_of_range:
+        lines += ["", "Findings in the images"]
+        found = [_describe_finding(f, num_slices) for f in reading.findings]
+        lines += [f"  {text}" for text in found or ["none of those this model knows"]]
+    if reading.transcript:
+        lines += ["", "Heard", *_wrapped("  ", reading.transcript)]
+    if reading.answer:
+        lines += ["", "Answer", *_wrapped("  ", reading.answer)]
+    if others:
+        lines += ["", "Warnings", *_describe_problems(others)]
+    total = reading.timings_s.get("total", 0.0)
+    return "\n".join([*lines, "", f"{reading.model}, {total:.1f} s. {reading.disclaimer}"])
+
+
+def _describe_point(number: int, point: Discrepancy, num_slices: int) -> Iterator[str]:
+    yield f"  {number}. {point.type} ({point.probability:.0%} sure)"
+    said = f'"{point.sentence}"' if point.sentence else "(nothing)"
+    yield from _wrapped("     report     ", said)
+    wanted = f'"{point.correction}"' if point.correction else point.suggestion
+    yield from _wrapped("     suggested  ", wanted)
+    for proof in point.evidence:
+        if proof.slice_index is not None:
+            yield f"     see        {slice_words(proof.slice_index, num_slices)}"
+
+
+def _describe_finding(finding: Finding, num_slices: int) -> str:
+    words = [" ".join(w for w in (finding.side, finding.name) if w)]
+    if finding.size_mm is not None:
+        words.append(f"{finding.size_mm:.0f} mm")
+    if finding.slice_index is not None:
+        words.append(slice_words(finding.slice_index, num_slices))
+    sure = "" if finding.probability is None else f" ({finding.probability:.0%} sure)"
+    return ", ".join(words) + sure
+
+
+def slice_words(index: int, num_slices: int) -> str:
+    """`slice 6 of 24` for index 5."""
+    return f"slice {index + 1}" + (f" of {num_slices}" if num_slices else "")
+
+
+def grouped(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
+    """Each kind of problem once, with what it concerns: `a.dcm, b.dcm, c.dcm and 9 more`."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        groups.setdefault((problem.code, problem.message), []).append(problem.subject)
+    return [(Problem(*kind), _listed(names)) for kind, names in groups.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    known = [name for name in dict.fromkeys(names) if name]
+    more = len(names) - len(known[:3])
+    return ", ".join(known[:3]) + (f" and {more} more" if known and more else "")
+
+
+def _describe_problems(problems: Sequence[Problem], indent: str = "  ") -> Iterator[str]:
+    for problem, about in grouped(problems):
+        where = f" ({about})" if about else ""
+        yield from _wrapped(f"{indent}{problem.code}: ", problem.message + where, len(indent) + 2)
+
+
+def _wrapped(start: str, text: str, hang: int | None = None) -> list[str]:
+    """Text broken at the terminal's width, its further lines under its beginning."""
+    indent = " " * (len(start) if hang is None else hang)
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False
+    ) or [start.rstrip()]
+
+
+def describe_study(found: Mapping[str, Any]) -> str:
+    """What `encoders.dicom.describe` found: one line a series, a star at the one that is read."""
+    lines = []
+    for series in found["series"]:
+        about = [series["modality"] or "unknown modality", (series["body_part"] or "").lower()]
+        size = f"{series['num_slices']} x {series['rows']} x {series['columns']}"
+        spacing = " x ".join(f"{v:.2f}" for v in series["spacing_mm"] or ())
+        words = [" ".join(w for w in about if w), size, f"{spacing} mm" if spacing else "",
+                 series["reason"]]  # fmt: skip
+        lines.append(("* " if series["default"] else "  ") + ", ".join(w for w in words if w))
+        lines += _describe_problems([Problem(**p) for p in series["problems"]], "      ")
+    lines += _describe_problems([Problem(**p) for p in found["problems"]])
+    return "\n".join(lines or ["nothing that is DICOM"])
