@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.evidence import Discrepancy, Reading
 
 Box = tuple[float, float, float, float]
-_WIDTH = 384  # pixels of one window's picture
+_WIDTH = 440  # pixels of one window's picture
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # LPS: negative and positive end of each axis
 
 
@@ -38,20 +38,38 @@ class Passage:
 
 def render_reading(reading: Reading) -> str:
     """The page of one reading."""
-    pictures = [
-        (index, "data:image/png;base64," + base64.b64encode(png).decode())
-        for index, png in reading.key_slices
-    ]
     num_slices = int(reading.study.get("num_slices") or 0)
-    alarms = [w for w in reading.warnings if w.code == "OUT_OF_RANGE"]
-    notes = [w for w in reading.warnings if w.code != "OUT_OF_RANGE"]
-    facts = {k: v for k, v in reading.study.items() if v not in (None, "")}
     return _template().render(
-        reading=reading, pictures=pictures, alarms=alarms, notes=notes, facts=facts,
-        place=lambda index: slice_words(index, num_slices), grouped=grouped,
+        reading=reading, pictures=list(_pictures(reading, num_slices)),
+        alarms=[w.message for w in reading.warnings if w.code == "OUT_OF_RANGE"],
+        notes=grouped([w for w in reading.warnings if w.code != "OUT_OF_RANGE"]),
+        facts=[_fact(k, v) for k, v in reading.study.items() if v not in (None, "")],
+        place=lambda index: slice_words(index, num_slices),
         passages=list(mark_report(reading.report or "", reading.discrepancies)),
         missing=[d for d in reading.discrepancies if d.sentence is None],
     )  # fmt: skip
+
+
+def _pictures(reading: Reading, num_slices: int) -> Iterator[tuple[str, str]]:
+    """Caption and data address of each key slice; the caption names what is boxed there."""
+    for index, png in reading.key_slices:
+        shown = [" ".join(w for w in (f.side, f.name) if w) for f in reading.findings
+                 if f.box is not None and f.slice_index == index]  # fmt: skip
+        shown += [p.correction or p.sentence or p.type for p in reading.discrepancies
+                  if not shown and any(e.slice_index == index for e in p.evidence)]  # fmt: skip
+        caption = slice_words(index, num_slices).capitalize()
+        address = "data:image/png;base64," + base64.b64encode(png).decode()
+        yield f"{caption}: {', '.join(shown)}" if shown else caption, address
+
+
+def _fact(name: str, value: Any) -> tuple[str, str]:
+    """A line of the series' description: `spacing mm`, `2.50 x 0.70 x 0.70`."""
+    words = name.removeprefix("num_").replace("_", " ")
+    if isinstance(value, tuple | list):
+        return words, " x ".join(f"{v:.2f}" for v in value)
+    if isinstance(value, bool):
+        return words, "yes" if value else "no"
+    return words, f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def mark_report(report: str, points: Sequence[Discrepancy]) -> Iterator[Passage]:
@@ -93,7 +111,7 @@ def draw_slice(volume: Volume, index: int, boxes: Sequence[Box] = ()) -> bytes:
     """A PNG of one slice in the two windows its body part is read in, side by side, boxes on it.
 
     Shown as radiologists do (patient right at the picture's left, front or head up), square
-    pixels, the patient's directions lettered at the edges. Uncalibrated values are shown once, as
+    pixels, the patient's directions lettered at the edges where the file tells them. Uncalibrated values are shown once, as
     their header wants, or between percentiles of the volume.
 
     Args:
@@ -148,6 +166,8 @@ def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], n
         draw.rectangle((xs[0], ys[0], xs[1], ys[1]), outline=(255, 196, 0), width=2)
     grey_ink = (170, 200, 230)
     draw.text((6, 4), f"{slice_words(index, len(volume.voxels))} · {name}", fill=grey_ink)
+    if any(problem.code == "NO_GEOMETRY" for problem in volume.problems):
+        return image  # an assumed orientation must not look like a known one
     draw.text((6, height / 2), column_letters[0], fill=grey_ink)
     draw.text((_WIDTH - 12, height / 2), column_letters[1], fill=grey_ink)
     draw.text((_WIDTH / 2, 4), row_letters[0], fill=grey_ink)
