@@ -104,13 +104,18 @@ class Finished:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do. `findings` pairs each finding name with whether it has sides."""
+    """What a backend can do. `findings` pairs each finding name with whether it has sides.
+
+    `weights_sha256` and `preprocessing` say what makes its answers; empty where it can't tell.
+    """
 
     name: str
     modalities: frozenset[Modality]
     findings: tuple[tuple[str, bool], ...]
     max_len: int
     grounds: bool
+    weights_sha256: str = ""
+    preprocessing: str = ""
 
 
 @dataclass(frozen=True)

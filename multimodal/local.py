@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,10 @@ class LocalBackend:
         processor: MultimodalProcessor,
         name: str = "composite",
         novelty: NoveltyModel | None = None,
+        *,
+        folder: Path | None = None,
     ) -> None:
+        self._folder = folder
         self.model, self.processor, self.name = model.eval(), processor, name
         self._novelty = novelty
         self._media: OrderedDict[str, _Encoded] = OrderedDict()
@@ -128,8 +132,9 @@ class LocalBackend:
         if sparsity is not None:
             set_sparsity(network, sparsity)
         folder = Path(model)
-        name = folder.resolve().name if folder.is_dir() else str(model)
-        return cls(network, processor, name, load_novelty(folder))
+        home = folder if folder.is_dir() else None
+        name = folder.resolve().name if home else str(model)
+        return cls(network, processor, name, load_novelty(folder), folder=home)
 
     def capabilities(self) -> Capabilities:
         """What this composite can do."""
@@ -141,8 +146,20 @@ class LocalBackend:
             modalities.add("audio")
         findings = tuple((name, bool(sided)) for name, sided in config.findings)
         return Capabilities(
-            self.name, frozenset(modalities), findings, self._max_len, bool(findings)
-        )
+            self.name, frozenset(modalities), findings, self._max_len, bool(findings),
+            self._weights_sha256, f"view profile {config.view_profile}",
+        )  # fmt: skip
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        """Of the checkpoint's weight files in the order of their names; "" if it has no folder."""
+        files = sorted(self._folder.glob("*.safetensors")) if self._folder else []
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as weights:
+                while block := weights.read(2**24):
+                    digest.update(block)
+        return digest.hexdigest() if files else ""
 
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None

@@ -57,6 +57,14 @@ def read(
     dictation: Annotated[Path | None, typer.Option(help="A recording of the report.")] = None,
     ask: Annotated[str | None, typer.Option(help="A question about the study.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for reading.json and .html.")] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option(
+            "--dicom",
+            help="Also write SR, key images and PDF as DICOM into --out;"
+            " they name the patient as the study does.",
+        ),
+    ] = False,
     model: Model = None,
     device: Device = "auto",
     sparsity: Sparsity = None,
@@ -66,6 +74,8 @@ def read(
     from pipelines import pipeline
     from pipelines.terminal import describe_reading
 
+    if dicom and out is None:
+        raise typer.BadParameter("--dicom needs --out, the folder to write into")
     words = _read_text(report) if report else None
     if out is not None:
         _make_folder(out)  # before the work, so that it is not lost
@@ -76,6 +86,9 @@ def read(
         for name, text in (("json", reading.to_json()), ("html", reading.to_html())):
             (out / f"reading.{name}").write_text(text, encoding="utf-8")
         typer.echo(f"wrote {out / 'reading.json'} and {out / 'reading.html'}", err=True)
+        if dicom:
+            written = reading.to_dicom(study, out)
+            typer.echo(f"wrote {', '.join(file.name for file in written)}", err=True)
 
 
 @app.command()

@@ -239,13 +239,28 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
         tuple(findings), tuple(points), agreement, answer, all_evidence(findings, points),
         tuple(session.warnings), volume.info.to_dict(), report, transcript,
         backend.capabilities().name, total_usage(session.spent), session.timings_s,
-        key_slices=pictures,
+        provenance=_provenance(backend), key_slices=pictures,
     )  # fmt: skip
 
 
 def _joined(*texts: str | None) -> str | None:
     """Typed and dictated words as one report; the empty line ends the section typed last."""
     return "\n\n".join(text.strip() for text in texts if text and text.strip()) or None
+
+
+def _provenance(backend: Backend) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    made = backend.capabilities()
+    try:
+        release = version("crossread")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        release = "unknown"
+    return {
+        "weights_sha256": made.weights_sha256,
+        "preprocessing": made.preprocessing,
+        "version": release,
+    }
 
 
 def _open(study: Input) -> tuple[Volume, list[Problem], float]:

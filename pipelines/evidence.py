@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from encoders.features import Problem
@@ -71,7 +72,10 @@ class Discrepancy:
 
 @dataclass(frozen=True)
 class Reading:
-    """The result of reading a study with its report."""
+    """The result of reading a study with its report.
+
+    `provenance` says what made it: hash of the model's weights, preprocessing, version.
+    """
 
     findings: tuple[Finding, ...]
     discrepancies: tuple[Discrepancy, ...]
@@ -86,6 +90,7 @@ class Reading:
     usage: Mapping[str, int]
     timings_s: Mapping[str, float]
     disclaimer: str = DISCLAIMER
+    provenance: Mapping[str, str] = field(default_factory=dict)
     key_slices: tuple[tuple[int, bytes], ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -107,6 +112,12 @@ class Reading:
         from pipelines.html import render_reading
 
         return render_reading(self)
+
+    def to_dicom(self, study: str | Path, folder: Path) -> list[Path]:
+        """Write it as DICOM objects of the study it was made from; see `export.write_dicom`."""
+        from pipelines.export import write_dicom
+
+        return write_dicom(self, study, folder)
 
     def verdict(self) -> str:
         """The agreement in a sentence."""

@@ -230,7 +230,8 @@ def test_the_public_api_is_what_is_recorded():
     }
     assert list(Reading.__dataclass_fields__) == [
         "findings", "discrepancies", "agreement", "answer", "evidence", "warnings", "study",
-        "report", "transcript", "model", "usage", "timings_s", "disclaimer", "key_slices",
+        "report", "transcript", "model", "usage", "timings_s", "disclaimer", "provenance",
+        "key_slices",
     ]  # fmt: skip
 
 

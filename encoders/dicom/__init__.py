@@ -1,6 +1,7 @@
 """Everything that knows the DICOM standard; the only room that imports pydicom."""
 
 from encoders.dicom.header import SeriesInfo, SliceFile
+from encoders.dicom.results import write_results
 from encoders.dicom.series import Series, Study, describe, scan
 from encoders.dicom.views import PROFILES, ViewProfile, Views, Window, make_views
 from encoders.dicom.volume import Volume, load_volume
@@ -21,4 +22,5 @@ __all__ = [
     "make_views",
     "scan",
     "write_ct_series",
+    "write_results",
 ]

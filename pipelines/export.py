@@ -1,0 +1,156 @@
+"""A reading as files for an archive: DICOM objects of its study, and a PDF.
+
+Converts a `Reading` into the plain values of `encoders.dicom.results`; the study is scanned again,
+so that neither reading nor volume has to carry what names a patient.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from encoders.dicom.results import Place, Result
+    from pipelines.evidence import Evidence, Reading
+
+_CJK = "STSong-Light"  # one of the fonts every PDF reader brings, for words beyond Latin letters
+_LATIN = "Vera"
+
+
+def write_dicom(reading: Reading, study: str | Path, folder: Path) -> list[Path]:
+    """Write a reading of `study` as DICOM: `sr.dcm`, `key_1.dcm` ... and `report.pdf.dcm`.
+
+    Patient and study identifiers are copied from the study's files into the new objects, and
+    nowhere else. Anyone who calls this asks for that.
+
+    Raises:
+        InputError: the study can't be read, or names nothing that a result could refer to.
+    """
+    from encoders.dicom import scan, write_results
+
+    return write_results(as_result(reading), scan(study).default(), Path(folder))
+
+
+def as_result(reading: Reading) -> Result:
+    """The plain values of a reading that DICOM objects are made from."""
+    from encoders.dicom.results import Maker, Observation, Place, Remark, Result
+
+    proofs = [e for f in reading.findings for e in f.evidence]
+    proofs += [e for d in reading.discrepancies for e in d.evidence]
+    positions = {e.slice_index: e.position_mm for e in proofs}
+    made = reading.provenance
+    return Result(
+        tuple(
+            Observation(f.name, f.side, f.size_mm, f.probability, _place(f.evidence))
+            for f in reading.findings
+        ),
+        tuple(
+            Remark(d.type, d.sentence, d.correction, d.probability, _place(d.evidence))
+            for d in reading.discrepancies
+        ),
+        reading.warnings, reading.verdict(),
+        Maker(reading.model, *(made.get(k) or "unknown"
+                               for k in ("weights_sha256", "preprocessing", "version"))),
+        tuple((Place(i, positions.get(i)), png) for i, png in reading.key_slices),
+        render_pdf(reading), reading.report is not None,
+    )  # fmt: skip
+
+
+def _place(proofs: Sequence[Evidence]) -> Place | None:
+    from encoders.dicom.results import Place
+
+    for proof in proofs:
+        if proof.kind == "image" and proof.slice_index is not None:
+            return Place(proof.slice_index, proof.position_mm, proof.box)
+    return None
+
+
+def render_pdf(reading: Reading) -> bytes:
+    """The reading on A4 pages: verdict, findings, discrepancies, warnings, key slices."""
+    from reportlab.lib.pagesizes import A4
+    from reportlab.lib.units import mm
+    from reportlab.platypus import Image, Paragraph, SimpleDocTemplate, Spacer
+
+    styles = _styles()
+    story: list[Any] = []
+    for style, words in _lines(reading):
+        font = _font(words)
+        story.append(Paragraph(f'<font name="{font}">{escape(words)}</font>', styles[style]))
+    for index, png in reading.key_slices:
+        picture = Image(io.BytesIO(png))
+        scale = min(170 * mm / picture.drawWidth, 200 * mm / picture.drawHeight)
+        picture.drawWidth, picture.drawHeight = (
+            picture.drawWidth * scale,
+            picture.drawHeight * scale,
+        )
+        story += [Spacer(1, 4 * mm), picture, Paragraph(f"Slice {index}", styles["small"])]
+    out = io.BytesIO()
+    page = SimpleDocTemplate(
+        out, pagesize=A4, title="CrossRead: AI result for research", author="CrossRead",
+        leftMargin=20 * mm, rightMargin=20 * mm, topMargin=18 * mm, bottomMargin=18 * mm,
+        invariant=1,
+    )  # fmt: skip
+    page.build(story, onFirstPage=_label, onLaterPages=_label)
+    return out.getvalue()
+
+
+def _label(canvas: Any, page: Any) -> None:
+    """The label that no page goes without."""
+    from encoders.dicom.results import LABEL
+
+    canvas.setFont(_LATIN, 8)
+    canvas.drawString(page.leftMargin, 24, f"{LABEL}. Page {canvas.getPageNumber()}")
+
+
+def _lines(reading: Reading) -> list[tuple[str, str]]:
+    lines = [("title", "CrossRead: reading of a study"), ("body", reading.disclaimer)]
+    lines += [("head", "Verdict"), ("body", reading.verdict())]
+    if reading.findings:
+        lines.append(("head", "Findings"))
+    for finding in reading.findings:
+        size = f", {finding.size_mm:.0f} mm" if finding.size_mm is not None else ""
+        place = f", slice {finding.slice_index}" if finding.slice_index is not None else ""
+        named = " ".join(w for w in (finding.side, finding.name) if w)
+        lines.append(("body", f"{named}{size}{place} ({finding.probability:.0%})"))
+    if reading.discrepancies:
+        lines.append(("head", "Report and images differ"))
+    for point in reading.discrepancies:
+        said = f'"{point.sentence}"; ' if point.sentence else ""
+        words = f"{point.type} ({point.probability:.0%}): {said}suggested: {point.suggestion}"
+        lines.append(("body", words))
+    if reading.answer:
+        lines += [("head", "Answer"), ("body", reading.answer)]
+    if reading.warnings:
+        lines.append(("head", "Warnings"))
+    lines += [("body", f"{w.code}: {w.message}") for w in reading.warnings]
+    made = "; ".join(f"{k} {v}" for k, v in reading.provenance.items() if v)
+    return [
+        *lines,
+        ("head", "Made by"),
+        ("small", "; ".join(w for w in (reading.model, made) if w)),
+    ]
+
+
+def _font(words: str) -> str:
+    return _LATIN if all(ord(letter) < 0x250 or letter in "–—’“”…" for letter in words) else _CJK
+
+
+def _styles() -> dict[str, Any]:
+    from reportlab.lib.styles import ParagraphStyle
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+    from reportlab.pdfbase.ttfonts import TTFont
+
+    pdfmetrics.registerFont(TTFont(_LATIN, "Vera.ttf"))
+    pdfmetrics.registerFont(UnicodeCIDFont(_CJK))
+    sizes = {"title": 16, "head": 12, "body": 10, "small": 8}
+    return {
+        name: ParagraphStyle(
+            name, fontName=_LATIN, fontSize=size, leading=size * 1.35, wordWrap="CJK" if name == "small" else None,
+            spaceBefore=size * 0.7 if name == "head" else 1,
+        )
+        for name, size in sizes.items()
+    }  # fmt: skip
