@@ -7,7 +7,7 @@ so that neither reading nor volume has to carry what names a patient.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -69,24 +69,12 @@ def _place(proofs: Sequence[Evidence]) -> Place | None:
 
 
 def render_pdf(reading: Reading) -> bytes:
-    """The reading on A4 pages: verdict, findings, discrepancies, warnings, key slices."""
+    """The reading on A4 pages: what a terminal shows of it, then the key slices."""
     from reportlab.lib.pagesizes import A4
     from reportlab.lib.units import mm
-    from reportlab.platypus import Image, Paragraph, SimpleDocTemplate, Spacer
+    from reportlab.platypus import SimpleDocTemplate
 
-    styles = _styles()
-    story: list[Any] = []
-    for style, words in _lines(reading):
-        font = _font(words)
-        story.append(Paragraph(f'<font name="{font}">{escape(words)}</font>', styles[style]))
-    for index, png in reading.key_slices:
-        picture = Image(io.BytesIO(png))
-        scale = min(170 * mm / picture.drawWidth, 200 * mm / picture.drawHeight)
-        picture.drawWidth, picture.drawHeight = (
-            picture.drawWidth * scale,
-            picture.drawHeight * scale,
-        )
-        story += [Spacer(1, 4 * mm), picture, Paragraph(f"Slice {index}", styles["small"])]
+    story = [*_text(reading), *_pictures(reading)]
     out = io.BytesIO()
     page = SimpleDocTemplate(
         out, pagesize=A4, title="CrossRead: AI result for research", author="CrossRead",
@@ -105,52 +93,40 @@ def _label(canvas: Any, page: Any) -> None:
     canvas.drawString(page.leftMargin, 24, f"{LABEL}. Page {canvas.getPageNumber()}")
 
 
-def _lines(reading: Reading) -> list[tuple[str, str]]:
-    lines = [("title", "CrossRead: reading of a study"), ("body", reading.disclaimer)]
-    lines += [("head", "Verdict"), ("body", reading.verdict())]
-    if reading.findings:
-        lines.append(("head", "Findings"))
-    for finding in reading.findings:
-        size = f", {finding.size_mm:.0f} mm" if finding.size_mm is not None else ""
-        place = f", slice {finding.slice_index}" if finding.slice_index is not None else ""
-        named = " ".join(w for w in (finding.side, finding.name) if w)
-        lines.append(("body", f"{named}{size}{place} ({finding.probability:.0%})"))
-    if reading.discrepancies:
-        lines.append(("head", "Report and images differ"))
-    for point in reading.discrepancies:
-        said = f'"{point.sentence}"; ' if point.sentence else ""
-        words = f"{point.type} ({point.probability:.0%}): {said}suggested: {point.suggestion}"
-        lines.append(("body", words))
-    if reading.answer:
-        lines += [("head", "Answer"), ("body", reading.answer)]
-    if reading.warnings:
-        lines.append(("head", "Warnings"))
-    lines += [("body", f"{w.code}: {w.message}") for w in reading.warnings]
-    made = "; ".join(f"{k} {v}" for k, v in reading.provenance.items() if v)
-    return [
-        *lines,
-        ("head", "Made by"),
-        ("small", "; ".join(w for w in (reading.model, made) if w)),
-    ]
+def _text(reading: Reading) -> Iterator[Any]:
+    """A paragraph for each line; those that are not indented are headings."""
+    from reportlab.lib.styles import ParagraphStyle
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+    from reportlab.pdfbase.ttfonts import TTFont
+    from reportlab.platypus import Paragraph
+
+    from pipelines.terminal import describe_reading
+
+    pdfmetrics.registerFont(TTFont(_LATIN, "Vera.ttf"))
+    pdfmetrics.registerFont(UnicodeCIDFont(_CJK))
+    made = [f"  {name}: {value}" for name, value in reading.provenance.items() if value]
+    for line in [*describe_reading(reading).splitlines(), "", "Made by", *made]:
+        indent = len(line) - len(line.lstrip())
+        size = 8.5 if indent else 11
+        style = ParagraphStyle(
+            "line", fontName=_font(line), fontSize=size, leading=size * 1.4, leftIndent=4 * indent
+        )
+        yield Paragraph(escape(line) or "&nbsp;", style)
 
 
 def _font(words: str) -> str:
     return _LATIN if all(ord(letter) < 0x250 or letter in "–—’“”…" for letter in words) else _CJK
 
 
-def _styles() -> dict[str, Any]:
-    from reportlab.lib.styles import ParagraphStyle
-    from reportlab.pdfbase import pdfmetrics
-    from reportlab.pdfbase.cidfonts import UnicodeCIDFont
-    from reportlab.pdfbase.ttfonts import TTFont
+def _pictures(reading: Reading) -> Iterator[Any]:
+    from reportlab.lib.units import mm
+    from reportlab.platypus import Image, Spacer
 
-    pdfmetrics.registerFont(TTFont(_LATIN, "Vera.ttf"))
-    pdfmetrics.registerFont(UnicodeCIDFont(_CJK))
-    sizes = {"title": 16, "head": 12, "body": 10, "small": 8}
-    return {
-        name: ParagraphStyle(
-            name, fontName=_LATIN, fontSize=size, leading=size * 1.35, wordWrap="CJK" if name == "small" else None,
-            spaceBefore=size * 0.7 if name == "head" else 1,
-        )
-        for name, size in sizes.items()
-    }  # fmt: skip
+    for _, png in reading.key_slices:
+        picture = Image(io.BytesIO(png))
+        scale = min(170 * mm / picture.drawWidth, 200 * mm / picture.drawHeight)
+        picture.drawWidth *= scale
+        picture.drawHeight *= scale
+        yield Spacer(1, 4 * mm)
+        yield picture

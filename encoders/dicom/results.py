@@ -56,12 +56,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Observation:
-    """A finding; `probability` is NaN where the model gave none."""
+    """A finding; `probability` is None where the model gave none."""
 
     name: str
     side: str | None
     size_mm: float | None
-    probability: float
+    probability: float | None
     place: Place | None = None
 
 
@@ -72,7 +72,7 @@ class Remark:
     kind: str
     sentence: str | None
     correction: str | None
-    probability: float
+    probability: float | None
     place: Place | None = None
 
 

@@ -7,7 +7,6 @@ result stand under Qualitative Evaluations, in this project's coding scheme wher
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -219,18 +218,12 @@ def _measurements(seen: Observation) -> list[Any]:
     from pydicom.sr.codedict import codes
 
     found = []
-    if not math.isnan(seen.probability):
-        found.append(_number(seen.probability))
+    if seen.probability is not None:
+        chance = round(seen.probability, 4)
+        found.append(Measurement(codes.DCM.Probability, chance, codes.UCUM.NoUnits))
     if seen.size_mm is not None:
         found.append(Measurement(codes.SCT.Diameter, seen.size_mm, codes.UCUM.Millimeter))
     return found
-
-
-def _number(probability: float) -> Any:
-    from highdicom.sr import Measurement
-    from pydicom.sr.codedict import codes
-
-    return Measurement(codes.DCM.Probability, round(probability, 4), codes.UCUM.NoUnits)
 
 
 def _region(place: Place | None, series: Series) -> Any:
@@ -289,7 +282,7 @@ def _remark(remark: Remark, series: Series) -> Any:
         _text(_own("sentence", "Sentence of the report"), remark.sentence),
         _text(_own("correction", "Suggested correction"), remark.correction),
     ]
-    if not math.isnan(remark.probability):
+    if remark.probability is not None:
         children.append(
             NumContentItem(
                 codes.DCM.Probability, round(remark.probability, 4), codes.UCUM.NoUnits,

@@ -65,6 +65,8 @@ def test_result_says_what_the_reading_says(reading: Reading) -> None:
 
 def test_pdf_is_the_same_every_time_and_takes_words_of_any_script(reading: Reading) -> None:
     assert render_pdf(reading) == render_pdf(reading)
+    unsure = replace(reading.findings[0], probability=None)
+    assert render_pdf(replace(reading, findings=(unsure,))) != render_pdf(reading)
     answered = replace(reading, answer="没有气胸。 <b>& no markup</b>")
     assert render_pdf(answered) != render_pdf(reading)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -37,12 +36,12 @@ def _result(volume: Volume, index: int = 2, box: Any = (3.0, 4.5, 10.0, 12.0)) -
     return Result(
         (
             Observation("nodule", "right", 12.0, 0.93, place),
-            Observation("aortic calcification", None, None, math.nan),
+            Observation("aortic calcification", None, None, None),
             Observation("something a native model said", "left", None, 0.5, replace(place, box=None)),
         ),
         (
             Remark("direction", "Left nodule 结节.", "Right nodule.", 0.8, place),
-            Remark("omission", None, "There is fluid.", math.nan),
+            Remark("omission", None, "There is fluid.", None),
         ),
         (Problem("MISSING_SLICE", "2 slices are missing", "after slice 3"), Problem("LOSSY", "loss")),
         "The report and the images differ in 2 points.", MAKER, ((place, _picture()),),
