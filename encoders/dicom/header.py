@@ -1,38 +1,80 @@
 """One file's header -> its slices and what may be told of them; or why it is not an image.
 
-Headers only, no pixels. No patient identifier is kept, only the allow-list of `SeriesInfo`.
+Headers only, no pixels. No patient identifier is kept, only the allow-list of `SeriesInfo`; UIDs
+are kept to put slices together and never told.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from encoders.dicom import tags
+from encoders.dicom.elements import Elements, Flaw, Tree, Values, read_elements, text
+from encoders.dicom.intake import Origin, read_start
+from encoders.dicom.kinds import (
+    DocumentKind,
+    Kind,
+    document_kind,
+    is_image,
+    is_known,
+    kind_of,
+    reason_against,
+)
 from encoders.features import Problem
 
-_CT = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_IMAGES = (
-    *_CT,
-    "1.2.840.10008.5.1.4.1.1.4",  # MR, then Enhanced and Legacy Converted MR
-    "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4",
-    "1.2.840.10008.5.1.4.1.1.1",  # CR, then DX and mammography
-    "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.2", "1.2.840.10008.5.1.4.1.1.1.2.1",
-    "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1",  # ultrasound
-    "1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.3",  # ultrasound, retired
-    "1.2.840.10008.5.1.4.1.1.20", "1.2.840.10008.5.1.4.1.1.128",  # NM, PET
-    "1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2",  # XA, RF
-)  # fmt: skip
 Vector = tuple[float, ...]
+MAX_MM = 1e6  # no patient lies farther from the origin
+MAX_FRAMES = 100_000
+
+
+class Traits(NamedTuple):
+    """What may tell apart images that lie at the same place: phases, echoes, reconstructions."""
+
+    image_type: tuple[str, ...] = ()
+    stack: str = ""  # Stack ID (0020,9056)
+    container: str = ""  # the multi-frame object, or the concatenation it is a part of
+    phase: str = ""  # Temporal Position
+    acquisition: str = ""
+    trigger: str = ""  # ms after the R wave
+    time: str = ""  # Content Time
+
+
+class Part(NamedTuple):
+    """Which part of a concatenation an object is (PS3.3 C.7.6.16.2.2.4)."""
+
+    concatenation: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How and where the pixels of a file are stored (PS3.3 C.7.6.3, PS3.5 8).
+
+    `offset` and `length` are those of the value in the file; length -1 if encapsulated, offset 0
+    where the data set is deflated.
+    """
+
+    syntax: str = ""
+    offset: int = 0
+    length: int = 0
+    frames: int = 1
+    samples: int = 1
+    bits_allocated: int = 0
+    bits_stored: int = 0
+    high_bit: int = 0
+    signed: bool = False
+    photometric: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +94,7 @@ class SeriesInfo:
     rows: int = 0
     columns: int = 0
     spacing_mm: Vector | None = None
+    plane: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -63,7 +106,7 @@ class SliceFile:
     """One slice: where its pixels are and where it lies in the patient (LPS mm)."""
 
     name: str
-    source: Path | bytes
+    source: Origin
     series_uid: str
     sop_uid: str
     sop_class: str
@@ -74,19 +117,60 @@ class SliceFile:
     orientation: Vector | None = None  # Image Orientation (Patient) (0020,0037)
     spacing: Vector | None = None  # row, column distance (0028,0030)
     rescale: Vector | None = None  # slope, intercept
-    localizer: bool = False
+    kind: Kind = "image"
+    study_uid: str = ""
+    frame_of_reference: str = ""  # (0020,0052); compared, never told
+    series_number: str = ""
+    instance_number: int = 0
+    kernel: str = ""
+    echo: str = ""
+    traits: Traits = field(default_factory=Traits)
+    part: Part | None = None
+    stored: Stored = field(default_factory=Stored)
+    info: SeriesInfo = field(default_factory=SeriesInfo, repr=False)
+    prefix: bytes = field(default=b"", repr=False)  # preamble and meta header the file lacks
+
+    @property
+    def localizer(self) -> bool:
+        """Whether it is a scout view."""
+        return self.kind == "localizer"
 
     def open(self) -> io.BytesIO | Path:
         """What pydicom reads."""
-        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        return open_origin(self.source, self.prefix)
 
 
-class Unusable(Exception):
-    """A file that gives no slice, with the problem to list."""
+@dataclass(frozen=True)
+class Document:
+    """An object that holds text: a structured report, a PDF or a CDA document."""
 
-    def __init__(self, code: str, message: str, subject: str) -> None:
-        super().__init__(message)
-        self.problem = Problem(code, message, subject)
+    name: str
+    source: Origin
+    kind: DocumentKind
+    sop_class: str
+    study_uid: str = ""
+    prefix: bytes = field(default=b"", repr=False)
+
+    def open(self) -> io.BytesIO | Path:
+        """What pydicom reads."""
+        return open_origin(self.source, self.prefix)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one file gives: slices or a document, and what is wrong with it."""
+
+    slices: tuple[SliceFile, ...] = ()
+    document: Document | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+def open_origin(source: Origin, prefix: bytes = b"") -> io.BytesIO | Path:
+    """A path as it is, everything else as bytes in memory."""
+    if isinstance(source, Path) and not prefix:
+        return source
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    return io.BytesIO(prefix + data)
 
 
 @contextmanager
@@ -108,131 +192,201 @@ def quiet_pydicom() -> Iterator[None]:
             log.disabled = before
 
 
-@quiet_pydicom()
-def read_slices(name: str, source: Path | bytes) -> list[tuple[SliceFile, SeriesInfo]]:
-    """The slices of one file, one per frame.
+def read_header(name: str, source: Origin, *, lenient: bool = False) -> Header:
+    """The slices of one file, one per frame with a place of its own; or why there are none.
 
-    Raises:
-        Unusable: not DICOM, not an image or broken; the problem to list is in it.
+    Nothing is raised: a file that is broken, foreign or no image gives a `Problem`.
+
+    Args:
+        name: what to call the file.
+        source: its path, bytes or place in an archive.
+        lenient: also read files without preamble or meta header, or with a wrong one.
     """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    target = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        header = pydicom.dcmread(target, stop_before_pixels=True)
-        sop_class = str(
-            header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", "")
-        )
-        if header.get("DirectoryRecordSequence") is not None:
-            raise Unusable("NOT_AN_IMAGE", "a media directory (DICOMDIR)", name)
-        _require_image(header, sop_class, name)
-        return [(f, _info(header)) for f in _frames(header, name, source, sop_class)]
-    except InvalidDicomError as error:
-        raise Unusable("NOT_DICOM", "not a DICOM file (no DICM prefix)", name) from error
-    except RecursionError as error:
-        raise Unusable("UNREADABLE_FILE", "sequences nested too deep", name) from error
-    except (EOFError, OSError, ValueError, TypeError, AttributeError, KeyError, IndexError,
-            NotImplementedError, OverflowError) as error:  # fmt: skip  # what pydicom lets through
-        raise Unusable(
-            "UNREADABLE_FILE", f"broken header ({type(error).__name__})", name
-        ) from error
+        found = read_elements(lambda size: read_start(source, size), tags.HEADER, lenient=lenient)
+        return _interpret(found, name, source)
+    except Flaw as flaw:
+        return Header(problems=(Problem(flaw.code, str(flaw), name),))
+    except OSError as error:
+        words = f"cannot be opened ({type(error).__name__})"
+        return Header(problems=(Problem("UNREADABLE_FILE", words, name),))
 
 
-def _require_image(header: Any, sop_class: str, name: str) -> None:
-    import pydicom
+def _interpret(found: Elements, name: str, source: Origin) -> Header:
+    values = Values(found.values, found.little)
+    sop_class = values.text(tags.SOP_CLASS) or text(found.meta.get(tags.META_SOP_CLASS))
+    if not is_image(sop_class, found.pixels is not None):
+        if found.flaw and not sop_class:
+            raise found.flaw
+        kind, uid = document_kind(sop_class), values.text(tags.STUDY)
+        document = Document(name, source, kind, sop_class, uid, found.prefix) if kind else None
+        problem = Problem("NOT_AN_IMAGE", reason_against(sop_class), name)
+        return Header(document=document, problems=(problem,))
+    if found.flaw:
+        raise found.flaw
+    if found.pixels is None:
+        raise Flaw("an image without pixel data")
+    whole = _whole(values, found, name, source, sop_class)
+    frames, problems = _frames(values, whole)
+    if sop_class and not is_known(sop_class):
+        words = "a private or new SOP class; read as a plain image, not as Hounsfield units"
+        problems.append(Problem("PRIVATE_SOP_CLASS", words, name))
+    return Header(tuple(frames), problems=tuple(problems))
 
-    known = sop_class in _IMAGES or sop_class.startswith(SECONDARY_CAPTURE)
-    if known or (not sop_class and "Rows" in header):
-        if int(header.get("Rows") or 0) < 1 or int(header.get("Columns") or 0) < 1:
-            raise Unusable("UNREADABLE_FILE", "an image without Rows or Columns", name)
-        return
-    kind = pydicom.uid.UID(sop_class).name if sop_class else "no SOP class"
-    raise Unusable("NOT_AN_IMAGE", f"not an image to read: {kind}", name)
 
-
-def _frames(header: Any, name: str, source: Path | bytes, sop_class: str) -> Iterator[SliceFile]:
-    image_type = [str(v).upper() for v in header.get("ImageType") or ()]
-    whole = SliceFile(
-        name, source, str(header.get("SeriesInstanceUID", "")), str(header.get("SOPInstanceUID", "")),
-        sop_class, int(header.Rows), int(header.Columns),
-        position=_vector(header.get("ImagePositionPatient"), 3),
-        orientation=_vector(header.get("ImageOrientationPatient"), 6),
-        spacing=_spacing(header),
-        rescale=_rescale(header),
-        localizer="LOCALIZER" in image_type,
+def _whole(
+    values: Values, found: Elements, name: str, source: Origin, sop_class: str
+) -> SliceFile:  # fmt: skip
+    """The file as one slice; its frames differ from it by their functional groups."""
+    rows, columns = values.unsigned(tags.ROWS), values.unsigned(tags.COLUMNS)
+    if not (0 < rows < 65536 and 0 < columns < 65536):
+        raise Flaw("an image without Rows (0028,0010) or Columns (0028,0011) of one number each")
+    image_type = values.texts(tags.IMAGE_TYPE)
+    stored = _stored(values, found)
+    uid, part = values.text(tags.SOP_INSTANCE), None
+    if values.text(tags.CONCATENATION):
+        numbers = values.unsigned(tags.PART_NUMBER), values.unsigned(tags.PART_TOTAL)
+        part = Part(values.text(tags.CONCATENATION), *numbers)
+    traits = Traits(
+        image_type, "", "" if stored.frames == 1 else part.concatenation if part else uid,
+        values.text(tags.PHASE), values.text(tags.ACQUISITION), values.text(tags.TRIGGER),
+        values.text(tags.CONTENT_TIME),
     )  # fmt: skip
-    groups = header.get("PerFrameFunctionalGroupsSequence")
+    return SliceFile(
+        name, source, values.text(tags.SERIES), uid, sop_class, rows, columns,
+        position=_vector(values, tags.POSITION, 3), orientation=_orientation(values),
+        spacing=_spacing(values), rescale=_rescale(values), kind=kind_of(sop_class, image_type),
+        study_uid=values.text(tags.STUDY),
+        frame_of_reference=values.text(tags.FRAME_OF_REFERENCE),
+        series_number=values.text(tags.SERIES_NUMBER),
+        instance_number=values.integer(tags.INSTANCE_NUMBER), kernel=values.text(tags.KERNEL),
+        echo=values.text(tags.ECHO), traits=traits, part=part, stored=stored,
+        info=_info(values, rows, columns), prefix=found.prefix,
+    )  # fmt: skip
+
+
+def _stored(values: Values, found: Elements) -> Stored:
+    frames = values.integer(tags.NUM_FRAMES, 1) or 1
+    if frames > MAX_FRAMES:
+        raise Flaw(f"declares {frames} frames (0028,0008)")
+    offset, length = found.pixels or (0, 0)
+    bits = values.unsigned(tags.BITS_ALLOCATED)
+    used = values.unsigned(tags.BITS_STORED, bits)
+    return Stored(
+        found.syntax, offset, length, frames, values.unsigned(tags.SAMPLES, 1), bits, used,
+        values.unsigned(tags.HIGH_BIT, used - 1), values.unsigned(tags.SIGNED) == 1,
+        values.text(tags.PHOTOMETRIC),
+    )  # fmt: skip
+
+
+def _frames(values: Values, whole: SliceFile) -> tuple[list[SliceFile], list[Problem]]:
+    """A slice per frame where functional groups place them (PS3.3 C.7.6.16), else the file."""
+    groups = values.items(tags.FRAME_GROUPS)
     if not groups:
-        yield whole
-        return
-    shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
-    for index, group in enumerate(groups):
-        plane = _macro(group, shared, "PlanePositionSequence")
-        turn = _macro(group, shared, "PlaneOrientationSequence")
-        measures = _macro(group, shared, "PixelMeasuresSequence")
-        values = _macro(group, shared, "PixelValueTransformationSequence")
-        yield replace(
-            whole,
-            frame=index,
-            sop_uid=f"{whole.sop_uid}#{index}",
-            position=_vector(plane and plane.get("ImagePositionPatient"), 3),
-            orientation=_vector(turn and turn.get("ImageOrientationPatient"), 6),
-            spacing=_vector(measures and measures.get("PixelSpacing"), 2),
-            rescale=_rescale(values) if values is not None else whole.rescale,
-        )
+        return [whole], []
+    problems = []
+    if len(groups) != whole.stored.frames:
+        words = f"{whole.stored.frames} frames declared, {len(groups)} described"
+        problems.append(Problem("FRAME_COUNT", words, whole.name))
+    shared = values.items(tags.SHARED_GROUPS)[:1]
+    little = values.order == "little"
+    frames = [
+        _frame(_Groups([group, *shared], little), whole, index)
+        for index, group in enumerate(groups[: whole.stored.frames])
+    ]
+    return frames, problems
 
 
-def _macro(group: Any, shared: Any, name: str) -> Any:
-    """A functional group of a frame, else the shared one (PS3.3 C.7.6.16)."""
-    for holder in (group, shared):
-        found = holder.get(name) if holder is not None else None
-        if found:
-            return found[0]
-    return None
+class _Groups:
+    """The functional groups of one frame: its own, else the shared ones."""
+
+    def __init__(self, holders: Sequence[Tree], little: bool) -> None:
+        self.holders, self.little = holders, little
+        self.nothing = Values({}, little)
+
+    def __getitem__(self, tag: int) -> Values:
+        for holder in self.holders:
+            found = holder.get(tag)
+            if isinstance(found, list) and found:
+                return Values(found[0], self.little)
+        return self.nothing
 
 
-def _vector(value: Any, size: int) -> Vector | None:
-    if not value or isinstance(value, str) or len(value) != size:
+def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
+    content, values = groups[tags.CONTENT], groups[tags.TRANSFORM]
+    frame_type = (
+        groups[tags.CT_FRAME_TYPE].texts(tags.FRAME_TYPE)
+        or groups[tags.MR_FRAME_TYPE].texts(tags.FRAME_TYPE)
+        or whole.traits.image_type
+    )
+    traits = whole.traits._replace(
+        image_type=frame_type,
+        stack=content.text(tags.STACK),
+        phase=str(content.unsigned(tags.PHASE_INDEX) or "")
+        or str(groups[tags.PHASE_SEQUENCE].double(tags.PHASE_OFFSET) or ""),
+        acquisition=str(content.unsigned(tags.FRAME_ACQUISITION) or ""),
+        trigger=str(groups[tags.CARDIAC].double(tags.TRIGGER_DELAY) or ""),
+        time="",
+    )
+    return replace(
+        whole,
+        frame=index,
+        sop_uid=f"{whole.sop_uid}#{index}",
+        position=_vector(groups[tags.PLANE], tags.POSITION, 3),
+        orientation=_orientation(groups[tags.TURN]),
+        spacing=_spacing(groups[tags.MEASURES]),
+        rescale=_rescale(values) if values.tree else whole.rescale,
+        kind=kind_of(whole.sop_class, frame_type),
+        kernel=groups[tags.RECONSTRUCTION].text(tags.KERNEL) or whole.kernel,
+        echo=str(groups[tags.ECHO_SEQUENCE].double(tags.ECHO_TIME) or whole.echo),
+        traits=traits,
+    )
+
+
+def _vector(values: Values, tag: int, size: int) -> Vector | None:
+    numbers = values.numbers(tag)
+    fits = len(numbers) == size and all(abs(v) < MAX_MM for v in numbers)
+    return numbers if fits else None
+
+
+def _orientation(values: Values) -> Vector | None:
+    """Two directions that span a plane, as long as they are; None if they span none."""
+    turn = _vector(values, tags.ORIENTATION, 6)
+    if turn is None:
         return None
-    numbers = tuple(float(v) for v in value)
-    return numbers if np.isfinite(numbers).all() else None
+    (a, b, c), (d, e, f) = turn[:3], turn[3:]
+    area = (b * f - c * e) ** 2 + (c * d - a * f) ** 2 + (a * e - b * d) ** 2
+    return turn if area > 0.01 else None
 
 
-def _spacing(header: Any) -> Vector | None:
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        found = _vector(header.get(name), 2)
-        if found and min(found) > 0:
+def _spacing(values: Values) -> Vector | None:
+    """Row and column distance in mm; in projections that at the detector for lack of a better."""
+    for tag in (tags.SPACING, tags.IMAGER_SPACING):
+        found = values.numbers(tag)[:2]
+        if len(found) == 2 and all(0 < v < MAX_MM for v in found):
             return found
     return None
 
 
-def _rescale(header: Any) -> Vector | None:
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    if slope is None or intercept is None or float(slope) == 0:
-        return None
-    return float(slope), float(intercept)
+def _rescale(values: Values) -> Vector | None:
+    slope, intercept = values.number(tags.SLOPE), values.number(tags.INTERCEPT)
+    return (slope, intercept) if slope and intercept is not None else None
 
 
-def _info(header: Any) -> SeriesInfo:
-    def text(name: str) -> str:
-        value = header.get(name)
-        return "" if value is None else str(value if isinstance(value, str) else value[0])
-
-    def number(name: str) -> float | None:
-        value = header.get(name)
-        return None if value in (None, "") else float(value)
-
-    age = text("PatientAge")
-    years = int(age[:3]) if age.endswith("Y") and age[:3].isdigit() else None
+def _info(values: Values, rows: int, columns: int) -> SeriesInfo:
+    age = re.fullmatch(r"(\d{3})([YMWD])", values.text(tags.AGE))
+    years = (int(age[1]) if age[2] == "Y" else int(age[1]) // 12 * (age[2] == "M")) if age else None
     bucket = "" if years is None else ("90+" if years >= 90 else f"{years // 10 * 10}s")
-    agent = header.get("ContrastBolusAgent")
+    agent = values.tree.get(tags.CONTRAST_AGENT)
+    contrast = None if agent is None else bool(values.text(tags.CONTRAST_AGENT))
     return SeriesInfo(
-        modality=text("Modality"), body_part=text("BodyPartExamined"), sex=text("PatientSex"),
-        age_bucket=bucket, slice_thickness_mm=number("SliceThickness"),
-        kernel=text("ConvolutionKernel"), contrast=None if agent is None else bool(agent),
-        kvp=number("KVP"), patient_position=text("PatientPosition"),
-        rows=int(header.Rows), columns=int(header.Columns),
+        modality=values.code(tags.MODALITY), body_part=values.code(tags.BODY_PART),
+        sex=values.code(tags.SEX, "[MFO]?"), age_bucket=bucket,
+        slice_thickness_mm=values.number(tags.THICKNESS),
+        kernel=values.code(tags.KERNEL, r"[\w +.\-]{0,16}"),
+        contrast=True if values.items(tags.CONTRAST_SEQUENCE) else contrast,
+        kvp=values.number(tags.KVP), patient_position=values.code(tags.PATIENT_POSITION),
+        rows=rows, columns=columns,
     )  # fmt: skip
 
 
@@ -242,7 +396,11 @@ def normal_of(orientation: Vector) -> np.ndarray:
     return normal / (np.linalg.norm(normal) or 1.0)
 
 
-def is_ct(sop_class: str, info: Mapping[str, Any] | SeriesInfo) -> bool:
-    """Whether stored values of this class are Hounsfield units after rescale."""
-    modality = info.modality if isinstance(info, SeriesInfo) else info.get("modality")
-    return sop_class in _CT or (not sop_class and modality == "CT")
+def plane_of(orientation: Vector | None) -> str:
+    """The plane a slice lies in; oblique from 45 degrees between two of them."""
+    if orientation is None:
+        return ""
+    weight = np.abs(normal_of(orientation))
+    return (
+        ("sagittal", "coronal", "axial")[int(weight.argmax())] if weight.max() > 0.8 else "oblique"
+    )

@@ -1,62 +1,233 @@
-"""What a DICOM input consists of: file, folder or zip -> members, each a name and its bytes or path.
+"""What a DICOM input consists of: file, folder, DICOMDIR, zip or tar -> members by bare name.
 
-Knows containers and their limits, nothing of DICOM. Archive members are read in memory, so that
-no name inside can lead outside.
+Knows containers and their limits. Members of archives are read in memory, most of them only when
+asked for; nothing is unpacked to disk, so no name or link inside can lead outside.
 """
 
 from __future__ import annotations
 
+import gzip
+import stat
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
-from encoders.errors import UnreadableFile
+from encoders.dicom import tags
+from encoders.dicom.elements import Flaw, read_elements, text
+from encoders.dicom.kinds import MEDIA_DIRECTORY
+from encoders.errors import MissingInput, UnreadableFile
 from encoders.features import Problem
 
 MAX_MEMBERS = 20_000
 MAX_UNPACKED_BYTES = 4 * 2**30
 MAX_RATIO = 200
+SMALL = 2**26  # what unpacks to less is safe at any ratio
+_LOCAL_HEADER = 30  # bytes, then the name and the extra field (APPNOTE 4.3.7)
+_TAR_SLACK = 2**20  # for headers, long names and padding before a member
 
 
-def members(path: Path, problems: list[Problem]) -> Iterator[tuple[str, Path | bytes]]:
+@dataclass(frozen=True)
+class Packed:
+    """A member of a zip or tar, read when asked for."""
+
+    archive: Path
+    offset: int  # of its bytes
+    packed_size: int
+    size: int
+    deflated: bool = False
+
+    def read_bytes(self) -> bytes:
+        """All of it.
+
+        Raises:
+            OSError: the archive is gone or the member broken.
+        """
+        data = self.read_start(self.size)
+        if len(data) != self.size:
+            raise OSError("a broken archive member")
+        return data
+
+    def read_start(self, size: int) -> bytes:
+        """Up to `size` first bytes."""
+        size = min(size, self.size)
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            if not self.deflated:
+                return file.read(min(size, self.packed_size))
+            machine = zlib.decompressobj(-zlib.MAX_WBITS)
+            out, left = b"", self.packed_size
+            try:
+                while len(out) < size and left > 0 and not machine.eof:
+                    chunk = file.read(min(left, max(size, 2**16)))
+                    left -= len(chunk) or left
+                    out += machine.decompress(machine.unconsumed_tail + chunk, size - len(out))
+                return out
+            except zlib.error as error:
+                raise OSError("a broken archive member") from error
+
+
+Origin = Path | bytes | Packed
+Member = tuple[str, Origin]
+
+
+def read_start(origin: Origin, size: int) -> bytes:
+    """Up to `size` first bytes of a member."""
+    if isinstance(origin, bytes):
+        return origin[:size]
+    if isinstance(origin, Packed):
+        return origin.read_start(size)
+    with origin.open("rb", buffering=0) as file:
+        return file.read(size) or b""
+
+
+def members(path: Path, problems: list[Problem]) -> Iterator[Member]:
     """Every file of an input by its bare name; what is left out is added to `problems`.
 
     Raises:
+        MissingInput: the path does not exist.
         UnreadableFile: an archive that is broken, or unpacks to more than is safe.
     """
+    if not path.exists():
+        raise MissingInput(f"{path.name!r} does not exist; give a DICOM file, folder, zip or tar")
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             yield file.name, file
-    elif zipfile.is_zipfile(path):
+        return
+    start = read_start(path, 2**10)
+    if start[:2] == b"PK" and zipfile.is_zipfile(path):
         yield from _zip_members(path, problems)
+    elif start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
+        yield from _tar_members(path, start[:2] == b"\x1f\x8b", problems)
+    elif start[128:132] == b"DICM" and MEDIA_DIRECTORY.encode() in start:
+        yield from _directory_members(path, problems)
     else:
         yield path.name, path
 
 
-def _zip_members(path: Path, problems: list[Problem]) -> Iterator[tuple[str, bytes]]:
-    """Members are read in memory, so no name can escape; sizes are checked before unpacking."""
+def _zip_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             entries = [e for e in archive.infolist() if not e.is_dir()]
-            total = sum(e.file_size for e in entries)
-            packed = max(sum(e.compress_size for e in entries), 1)
-            if (
-                len(entries) > MAX_MEMBERS
-                or total > MAX_UNPACKED_BYTES
-                or (total > 2**26 and total / packed > MAX_RATIO)
-            ):
-                raise UnreadableFile(
-                    f"{path.name!r} holds {len(entries)} files that unpack to {total / 2**20:.0f}"
-                    f" MiB ({total / packed:.0f} times its size): refused as unsafe"
-                )
+            _require_safe(path, len(entries), sum(e.file_size for e in entries))
             for entry in entries:
-                name = PurePosixPath(entry.filename).name
-                parts = PurePosixPath(entry.filename.replace("\\", "/"))
-                if parts.is_absolute() or ".." in parts.parts:
-                    problems.append(Problem("UNSAFE_PATH", "path leaves the archive", name))
-                    continue
-                yield name, archive.read(entry)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+                mode = entry.external_attr >> 16
+                flaw = (
+                    "a link" if stat.S_ISLNK(mode) else "encrypted" if entry.flag_bits & 1 else ""
+                )
+                if not _is_left_out(entry.filename, flaw, problems):
+                    yield _base_name(entry.filename), _zip_member(path, archive, file, entry)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        raise UnreadableFile(f"{path.name!r} is a broken zip; pack it again") from error
+
+
+def _zip_member(
+    path: Path, archive: zipfile.ZipFile, file: BinaryIO, entry: zipfile.ZipInfo
+) -> Origin:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return archive.read(entry)
+    file.seek(entry.header_offset + _LOCAL_HEADER - 4)
+    lengths = file.read(4)
+    name_and_extra = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    offset = entry.header_offset + _LOCAL_HEADER + name_and_extra
+    deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+    return Packed(path, offset, entry.compress_size, entry.file_size, deflated)
+
+
+def _tar_members(path: Path, gzipped: bool, problems: list[Problem]) -> Iterator[Member]:
+    count = total = 0
+    try:
+        with path.open("rb") as raw:
+            stream = _Metered(gzip.GzipFile(fileobj=raw)) if gzipped else None
+            source: dict[str, Any] = {"fileobj": stream, "mode": "r|"} if stream else {"name": path}
+            with tarfile.open(**source) as archive:
+                while (entry := archive.next()) is not None:
+                    if stream:
+                        stream.allowed = entry.size + _TAR_SLACK
+                    if entry.isdir():
+                        continue
+                    count, total = count + 1, total + entry.size
+                    _require_safe(path, count, total)
+                    flaw = "" if entry.isreg() and not entry.issparse() else "a link or device"
+                    if _is_left_out(entry.name, flaw, problems):
+                        continue
+                    name = _base_name(entry.name)
+                    if not stream:
+                        yield name, Packed(path, entry.offset_data, entry.size, entry.size)
+                    elif (member := archive.extractfile(entry)) is not None:
+                        yield name, member.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        if not count:
+            raise UnreadableFile(f"{path.name!r} is a broken tar; pack it again") from error
+        words = f"the archive is broken after {count} members; the rest is lost"
+        problems.append(Problem("TRUNCATED_ARCHIVE", words, path.name))
+
+
+class _Metered:
+    """A stream that gives no more than is allowed before the next member."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self.stream, self.allowed = stream, _TAR_SLACK
+
+    def read(self, size: int) -> bytes:
+        self.allowed -= size
+        if self.allowed < 0:
+            raise tarfile.ReadError("a header larger than any")
+        return self.stream.read(size)
+
+
+def _directory_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
+    """The files a DICOMDIR refers to (PS3.3 F), as far as they lie under its own folder."""
+    try:
+        found = read_elements(lambda size: read_start(path, size), tags.DIRECTORY)
+    except Flaw as flaw:
+        problems.append(Problem(flaw.code, str(flaw), path.name))
+        return
+    if found.flaw:
+        problems.append(Problem(found.flaw.code, str(found.flaw), path.name))
+    root, seen = path.parent.resolve(), set()
+    for record in found.values.get(tags.DIRECTORY_RECORDS, ()):
+        reference = text(record.get(tags.REFERENCED_FILE))
+        parts = [part.strip(" \0") for part in reference.split("\\")]
+        if not reference or reference in seen:
+            continue
+        seen.add(reference)
+        if any(part in ("", ".", "..") or "/" in part or ":" in part for part in parts):
+            problems.append(Problem("UNSAFE_PATH", "a reference that leaves the folder", path.name))
+            continue
+        written = root.joinpath(*parts)
+        lowered = root.joinpath(*(part.lower() for part in parts))  # as some systems copy a disc
+        file = written if written.is_file() else lowered
+        if not file.resolve().is_relative_to(root):
+            problems.append(Problem("UNSAFE_PATH", "a reference that leaves the folder", path.name))
+        elif not file.is_file():
+            problems.append(Problem("MISSING_FILE", "named by the DICOMDIR, not there", parts[-1]))
+        else:
+            yield file.name, file
+
+
+def _require_safe(path: Path, count: int, total: int) -> None:
+    ratio = total / max(path.stat().st_size, 1)
+    if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES or (total > SMALL and ratio > MAX_RATIO):
         raise UnreadableFile(
-            f"{path.name!r} is a broken or encrypted zip; pack it again"
-        ) from error
+            f"{path.name!r} holds {count} files or more that unpack to {total / 2**20:.0f} MiB"
+            f" ({ratio:.0f} times its size): refused as unsafe"
+        )
+
+
+def _is_left_out(name: str, flaw: str, problems: list[Problem]) -> bool:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        problems.append(Problem("UNSAFE_PATH", "path leaves the archive", _base_name(name)))
+    elif flaw:
+        problems.append(Problem("UNSAFE_MEMBER", f"not a plain file: {flaw}", _base_name(name)))
+    else:
+        return False
+    return True
+
+
+def _base_name(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).name

@@ -1,38 +1,59 @@
-"""What is in a DICOM input: file, folder or zip -> Study > Series of slices in spatial order.
+"""What is in a DICOM input: file, folder or archive -> Study > Series of slices in spatial order.
 
-Headers only, no pixels. Whatever is not used is listed as a `Problem` with its reason.
+Headers only, no pixels. Whatever is not used is listed as a `Problem` with its reason; what is
+told of a study names no patient and no UID.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from encoders.dicom.header import (
-    SECONDARY_CAPTURE,
-    SeriesInfo,
-    SliceFile,
-    Unusable,
-    normal_of,
-    read_slices,
-)
+from encoders.dicom.choice import choose
+from encoders.dicom.grouping import Stack, heights_of, stacks_of
+from encoders.dicom.header import Document, Part, SeriesInfo, SliceFile, plane_of, read_header
 from encoders.dicom.intake import members
-from encoders.errors import MissingInput, NotDicom
+from encoders.dicom.kinds import Kind
+from encoders.errors import NotDicom
 from encoders.features import Problem
+
+MAX_SHIFT_MM = 1.0  # sideways, of a slice from the line through the first and the last
+_NO_VOLUME: dict[Kind, str] = {
+    "localizer": "localizer images",
+    "screen": "captured screens, no cross-sections",
+    "dose page": "dose or patient information pages",
+    "bolus tracking": "bolus tracking: one place over time",
+}
 
 
 @dataclass(frozen=True)
 class Series:
-    """Slices that belong together, sorted along their normal, and why they were put together so."""
+    """Slices that belong together, sorted along their normal, and why they were put together so.
+
+    A series of the input may give several of these: one per orientation, echo, phase ...
+    """
 
     files: tuple[SliceFile, ...]
     info: SeriesInfo
     problems: tuple[Problem, ...] = ()
     is_volume: bool = False
     reason: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """Which sort of pictures these are."""
+        return self.files[0].kind
+
+    @property
+    def key(self) -> str:
+        """A short name free of UIDs: the same for the same series, whatever it is read from."""
+        return hashed(f"{self.files[0].series_uid} {self.files[0].sop_uid}")
 
 
 @dataclass(frozen=True)
@@ -41,99 +62,144 @@ class Study:
 
     series: tuple[Series, ...]
     problems: tuple[Problem, ...] = ()
+    documents: tuple[Document, ...] = ()
+
+    @cached_property
+    def _choice(self) -> tuple[int, str]:
+        if not self.series:
+            reasons = "; ".join(f"{p.subject}: {p.message}" for p in self.problems[:3])
+            raise NotDicom(f"no DICOM image found ({reasons or 'the input is empty'})")
+        return choose(self.series)
+
+    @property
+    def default_reason(self) -> str:
+        """Why `default()` is the series to open; empty if there is none."""
+        return self._choice[1] if self.series else ""
 
     def default(self) -> Series:
-        """The series to open: CT volumes first, then other volumes, then the most slices.
+        """The series to open: see `encoders.dicom.choice`.
 
         Raises:
             NotDicom: nothing here is an image; the reasons are in the message.
         """
-        if not self.series:
-            reasons = "; ".join(f"{p.subject}: {p.message}" for p in self.problems[:3])
-            raise NotDicom(f"no DICOM image found ({reasons or 'the input is empty'})")
-        return max(
-            self.series,
-            key=lambda s: (
-                not s.files[0].localizer and s.files[0].sop_class != SECONDARY_CAPTURE,
-                s.is_volume and s.info.modality == "CT",
-                s.is_volume,
-                len(s.files),
-            ),
-        )
+        return self.series[self._choice[0]]
 
 
-def scan(path: Path | str) -> Study:
-    """Read the headers of a file, a folder (with its subfolders) or a zip.
+def scan(path: Path | str, *, lenient: bool = False) -> Study:
+    """Read the headers of a file, folder (with its subfolders), DICOMDIR, zip, tar or tar.gz.
+
+    Args:
+        path: what to read.
+        lenient: also read files without preamble or meta header, or with a wrong one.
 
     Raises:
         MissingInput: the path does not exist.
-        UnreadableFile: a zip that is broken, or unpacks to more than is safe.
+        UnreadableFile: an archive that is broken, or unpacks to more than is safe.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MissingInput(f"{path.name!r} does not exist; give a DICOM file, folder or zip")
-    slices: list[tuple[SliceFile, SeriesInfo]] = []
     problems: list[Problem] = []
-    for name, source in members(path, problems):
-        try:
-            slices.extend(read_slices(name, source))
-        except Unusable as unusable:
-            problems.append(unusable.problem)
-    groups: dict[Any, list[tuple[SliceFile, SeriesInfo]]] = {}
-    for item in slices:
-        groups.setdefault(_group_key(item[0]), []).append(item)
-    series = tuple(_make_series(group) for group in groups.values())
-    return Study(series, tuple(problems))
+    slices: list[SliceFile] = []
+    documents = []
+    for name, source in members(Path(path), problems):
+        header = read_header(name, source, lenient=lenient)
+        slices += header.slices
+        problems += header.problems
+        if header.document:
+            documents.append(header.document)
+    if len({file.study_uid for file in slices}) > 1:
+        words = "images of several studies, perhaps of several patients; they are kept apart"
+        problems.append(Problem("SEVERAL_STUDIES", words))
+    series = tuple(_make_series(stack) for stack in stacks_of(slices))
+    return Study(series, tuple(problems), tuple(documents))
 
 
 def describe(study: Study) -> dict[str, Any]:
     """A study in JSON types, for `crossread info`: series, sizes, reasons, no identifiers."""
+    chosen = study.default() if study.series else None
     return {
         "series": [
             {
                 **series.info.to_dict(),
+                "key": series.key,
+                "kind": series.kind,
                 "is_volume": series.is_volume,
                 "reason": series.reason,
-                "default": series is study.default(),
+                "default": series is chosen,
+                "slice_gaps_mm": _gaps(series),
+                "frame_of_reference": hashed(series.files[0].frame_of_reference),
                 "problems": [asdict(p) for p in series.problems],
             }
             for series in study.series
         ],
+        "default_reason": study.default_reason,
+        "documents": [{"name": d.name, "kind": d.kind} for d in study.documents],
+        "num_images": sum(len(s.files) for s in study.series),
         "problems": [asdict(p) for p in study.problems],
     }
 
 
-def _group_key(file: SliceFile) -> tuple[Any, ...]:
-    """What the slices of one volume share; directions within about a degree count as equal."""
-    turn = tuple(round(v / 0.02) for v in file.orientation) if file.orientation else None
-    spacing = tuple(round(v, 3) for v in file.spacing) if file.spacing else None
-    return (
-        file.series_uid, file.sop_class, file.rows, file.columns, turn, spacing, file.localizer
+def hashed(uid: str) -> str:
+    """A UID as it may be told: equal for equal ones, no way back. Empty stays empty."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:8] if uid else ""
+
+
+def _make_series(stack: Stack) -> Series:
+    first = stack.files[0]
+    why_not = _why_no_volume(stack)
+    plane = plane_of(first.orientation)
+    info = replace(
+        first.info, num_slices=len(stack.files), spacing_mm=first.spacing, plane=plane,
+        rows=first.rows, columns=first.columns,
     )  # fmt: skip
+    words = f"{len(stack.files)} {plane} slices of one orientation, matrix and spacing"
+    if first.kind == "reformat":
+        words += ", reformatted from others"
+    problems = (*stack.problems, *_lost_parts(stack.files))
+    return Series(stack.files, info, problems, not why_not, why_not or words)
 
 
-def _make_series(group: list[tuple[SliceFile, SeriesInfo]]) -> Series:
-    files: dict[str, SliceFile] = {}
+def _why_no_volume(stack: Stack) -> str:
+    """Empty if the slices form one."""
+    files = stack.files
+    if files[0].kind in _NO_VOLUME:
+        return _NO_VOLUME[files[0].kind]
+    if not stack.placed:
+        return "no position and orientation"
+    if len(files) == 1:
+        return "a single image"
+    heights = heights_of(files)
+    if heights[-1] - heights[0] < 1e-3 * len(files):
+        ct = files[0].info.modality == "CT"
+        return f"{len(files)} images at one place" + (", as in bolus tracking" if ct else "")
+    shift = _sideways(files, heights)
+    return f"slices shift sideways by up to {shift:.0f} mm" if shift > MAX_SHIFT_MM else ""
+
+
+def _sideways(files: Sequence[SliceFile], heights: np.ndarray) -> float:
+    """mm by which a slice lies beside the straight line from the first to the last."""
+    places = np.array([f.position for f in files])
+    share = (heights - heights[0]) / (heights[-1] - heights[0])
+    line = places[0] + share[:, None] * (places[-1] - places[0])
+    return float(np.linalg.norm(places - line, axis=1).max())
+
+
+def _lost_parts(files: Sequence[SliceFile]) -> list[Problem]:
+    """Parts of a concatenation that are not there (PS3.3 C.7.6.16.2.2.4)."""
+    parts: dict[str, set[Part]] = {}
+    for file in files:
+        if file.part:
+            parts.setdefault(file.part.concatenation, set()).add(file.part)
     problems = []
-    for file, _ in group:
-        if file.sop_uid in files and file.sop_uid:
-            problems.append(
-                Problem("DUPLICATE_INSTANCE", "the same image twice; one kept", file.name)
-            )
-            continue
-        files[file.sop_uid or f"{file.name}#{len(files)}"] = file
-    ordered = list(files.values())
-    first, info = ordered[0], group[0][1]
-    placed = all(f.position and f.orientation for f in ordered) and first.orientation is not None
-    if placed and first.orientation is not None:
-        normal = normal_of(first.orientation)
-        ordered.sort(key=lambda f: float(np.dot(f.position or (0, 0, 0), normal)))
-    is_volume = placed and len(ordered) > 1 and not first.localizer
-    reason = (
-        "localizer images" if first.localizer
-        else f"{len(ordered)} slices of one orientation, matrix and spacing" if is_volume
-        else "no position and orientation" if not placed
-        else "a single image"
-    )  # fmt: skip
-    info = replace(info, num_slices=len(ordered), spacing_mm=first.spacing)
-    return Series(tuple(ordered), info, tuple(problems), is_volume, reason)
+    for found in parts.values():
+        total = max(part.total for part in found)
+        if len(found) < total:
+            words = f"{len(found)} of {total} parts of a concatenation are there"
+            problems.append(Problem("INCOMPLETE_CONCATENATION", words))
+    return problems
+
+
+def _gaps(series: Series) -> list[float]:
+    """The different distances between neighbouring slices, at most five."""
+    if not series.is_volume:
+        return []
+    gaps = np.round(np.diff(heights_of(series.files)), 3)
+    return sorted(set(gaps.tolist()))[:5]

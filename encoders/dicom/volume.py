@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from encoders.dicom.display import Display, display_of
-from encoders.dicom.header import SeriesInfo, SliceFile, is_ct, normal_of, quiet_pydicom
+from encoders.dicom.header import SeriesInfo, SliceFile, normal_of, quiet_pydicom
+from encoders.dicom.kinds import is_ct
 from encoders.dicom.series import Series, scan
 from encoders.errors import (
     CrossReadError,
@@ -232,7 +233,7 @@ def _to_hu(
     files: list[SliceFile], slices: list[_Pixels], info: SeriesInfo, problems: list[Problem]
 ) -> tuple[np.ndarray, bool]:
     first = slices[0].header
-    calibrated = is_ct(files[0].sop_class, info) and all(f.rescale for f in files)
+    calibrated = is_ct(files[0].sop_class, info.modality) and all(f.rescale for f in files)
     unit = str(first.get("RescaleType", "HU")).upper()
     if unit not in ("HU", "US", ""):
         calibrated = False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/dicom.md").read_text(encoding="utf-8")
-TAKES_A_CODE = {"Problem", "Unusable"}
+TAKES_A_CODE = {"Problem": 0, "Flaw": 1}  # and which argument it is
 
 
 def _rows(heading: str) -> list[list[str]]:
@@ -26,12 +26,12 @@ def _codes_in_use() -> set[str]:
     found = set()
     for file in (ROOT / "encoders/dicom").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not node.args:
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
-            called = node.func.id if isinstance(node.func, ast.Name) else ""
-            first = node.args[0]
-            if called in TAKES_A_CODE and isinstance(first, ast.Constant):
-                found.add(str(first.value))
+            place = TAKES_A_CODE.get(node.func.id, len(node.args))
+            for argument in node.args[place : place + 1]:
+                if isinstance(argument, ast.Constant):
+                    found.add(str(argument.value))
     return found
 
 
