@@ -51,6 +51,7 @@ def compose(
     from multimodal.configuration import MultimodalConfig
     from multimodal.modeling import MultimodalForConditionalGeneration, Parts
     from multimodal.processing import MultimodalProcessor, senses_of
+    from multimodal.sparse import sparse_mlps
 
     language_model, tokenizer = _load_backbone(backbone)
     ids = _add_special_tokens(language_model, tokenizer)
@@ -81,6 +82,9 @@ def compose(
     language_model.set_attn_implementation(attention)
     model.generation_config = language_model.generation_config
     model.to(language_model.dtype)
+    if sparsity is not None and not sparse_mlps(model):
+        logger.info("the backbone's experts are sparse already: sparsity is not applied")
+        config.sparsity = None
     logger.info("the projectors start random: align this composite before relying on it")
     return model.eval(), MultimodalProcessor(tokenizer, senses_of(config))
 

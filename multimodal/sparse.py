@@ -22,6 +22,7 @@ from multimodal.kernels import sparse_gated_mlp
 
 DECODE_ROWS = 4  # up to this many tokens gathering active rows reads less than a dense product
 LEVELS = tuple(round(0.1 * i, 1) for i in range(1, 10))
+MAX_SAMPLES = 65_536  # activations kept per MLP and batch of calibration text
 _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
@@ -37,6 +38,8 @@ class SparsityConfig:
     thresholds: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.gate not in ("topk", "threshold"):
+            raise InvalidMessage(f"the gate is {self.gate!r}; use 'topk' or 'threshold'")
         if not 0.0 <= self.sparsity <= 0.9:
             raise InvalidMessage(f"sparsity is {self.sparsity}; choose a share from 0.0 to 0.9")
 
@@ -185,7 +188,11 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
     if not mlps:
         if sparsity == 0.0:
             return
-        raise IncompatibleModel("this model's MLPs are dense; compose it with sparsity=…")
+        raise IncompatibleModel(
+            "this model's experts are sparse already and take no sparsity"
+            if _has_experts(model)
+            else "this model's MLPs are dense; compose it with sparsity=…"
+        )
     config = replace(mlps[0].config, sparsity=sparsity)
     for mlp in mlps:
         mlp.config = config
@@ -198,14 +205,16 @@ def set_sparsity(model: nn.Module, sparsity: float) -> None:
 def calibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> tuple[tuple[float, ...], ...]:
     """Quantiles of |act(gate)| per MLP at `LEVELS` on sample token ids `[batch, length]`.
 
-    Works on a dense or sparsified model; sparsity is off while it runs.
+    Works on a dense or sparsified model; sparsity is off while it runs. Of each batch a random
+    `MAX_SAMPLES` activations per MLP are kept, so long text costs no memory.
     """
     mlps = [getattr(parent, name) for parent, name in _dense_mlps(model)] or sparse_mlps(model)
     seen: list[list[torch.Tensor]] = [[] for _ in mlps]
+    chance = torch.Generator().manual_seed(0)
     hooks = [
         mlp.gate_proj.register_forward_hook(
             lambda _m, _i, out, mlp=mlp, store=store: store.append(
-                mlp.act_fn(out).abs().flatten().float()
+                _sample(mlp.act_fn(out).abs().flatten().float(), chance)
             )
         )
         for mlp, store in zip(mlps, seen, strict=True)
@@ -238,6 +247,12 @@ def counting_flops(model: nn.Module) -> Iterator[MlpFlops]:
     finally:
         for mlp in mlps:
             mlp.flops = None
+
+
+def _sample(values: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+    if len(values) <= MAX_SAMPLES:
+        return values
+    return values[torch.randint(len(values), (MAX_SAMPLES,), generator=chance).to(values.device)]
 
 
 def _quantiles(values: torch.Tensor) -> tuple[float, ...]:

@@ -1,13 +1,19 @@
-"""The one operation of dynamic sparsity: one signature, chosen once by device.
+"""The one operation of dynamic sparsity: one signature, a kernel for each kind of device.
 
 `reference` is the definition; `cpu` and `triton_cuda` must match it.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+
 import torch
 
-from multimodal.kernels import cpu
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]
 
 
 def sparse_gated_mlp(
@@ -25,8 +31,20 @@ def sparse_gated_mlp(
     Returns:
         `[rows, hidden]`.
     """
-    if x.is_cuda:
+    return kernel_for(x.device.type)(x, gate, mask, up, down_t)
+
+
+@cache
+def kernel_for(device_type: str) -> Kernel:
+    """The kernel of a torch device type; masked dense arithmetic where none is written for it."""
+    if device_type == "cpu":
+        from multimodal.kernels import cpu
+
+        return cpu.sparse_gated_mlp
+    if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
         from multimodal.kernels import triton_cuda
 
-        return triton_cuda.sparse_gated_mlp(x, gate, mask, up, down_t)
-    return cpu.sparse_gated_mlp(x, gate, mask, up, down_t)
+        return triton_cuda.sparse_gated_mlp
+    from multimodal.kernels import reference
+
+    return reference.sparse_gated_mlp
