@@ -287,6 +287,8 @@ def _out_of_range(session: _Session) -> Problem | None:
     reasons = []
     if volume.info.modality != "CT" or not volume.calibrated:
         reasons.append(f"it is {volume.info.modality or 'of unknown modality'}, not calibrated CT")
+    if not volume.placed:
+        reasons.append("its files do not say which side is left")
     if len(volume.voxels) < MIN_SLICES:
         count = len(volume.voxels)
         reasons.append(f"it has {count} slice{'s'[: count != 1]}, fewer than {MIN_SLICES}")

@@ -151,10 +151,12 @@ def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], n
     from PIL import Image, ImageDraw
 
     rows, columns = grey.shape
-    flip_rows, row_letters = _display(volume.affine[:3, 1])
-    flip_columns, column_letters = _display(volume.affine[:3, 2])
+    flip_rows, row_letters = _display(volume.grid[:3, 1])
+    flip_columns, column_letters = _display(volume.grid[:3, 2])
+    if not volume.placed:  # nobody knows which side is which
+        row_letters = column_letters = ("", "")
     shown = grey[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-    _, row_mm, column_mm = volume.spacing_mm
+    row_mm, column_mm = (float(np.linalg.norm(volume.grid[:3, i])) for i in (1, 2))
     height = max(round(_WIDTH * rows * row_mm / (columns * column_mm)), 1)
     scale_x, scale_y = _WIDTH / columns, height / rows
     image = Image.fromarray(np.ascontiguousarray(shown))

@@ -4,7 +4,7 @@ from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.results import write_results
 from encoders.dicom.series import Series, Study, describe, scan
 from encoders.dicom.views import PROFILES, ViewProfile, Views, Window, make_views
-from encoders.dicom.volume import Volume, load_volume
+from encoders.dicom.volume import Volume, load_preview, load_volume
 from encoders.dicom.write import write_ct_series
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Volume",
     "Window",
     "describe",
+    "load_preview",
     "load_volume",
     "make_views",
     "scan",

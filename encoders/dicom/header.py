@@ -62,7 +62,7 @@ class Stored:
     """How and where the pixels of a file are stored (PS3.3 C.7.6.3, PS3.5 8).
 
     `offset` and `length` are those of the value in the file; length -1 if encapsulated, offset 0
-    where the data set is deflated.
+    where the data set is deflated. `plain` values need no more than slope and intercept.
     """
 
     syntax: str = ""
@@ -75,6 +75,7 @@ class Stored:
     high_bit: int = 0
     signed: bool = False
     photometric: str = ""
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class SliceFile:
     orientation: Vector | None = None  # Image Orientation (Patient) (0020,0037)
     spacing: Vector | None = None  # row, column distance (0028,0030)
     rescale: Vector | None = None  # slope, intercept
+    rescale_type: str = ""  # (0028,1054)
     kind: Kind = "image"
     study_uid: str = ""
     frame_of_reference: str = ""  # (0020,0052); compared, never told
@@ -255,7 +257,8 @@ def _whole(
     return SliceFile(
         name, source, values.text(tags.SERIES), uid, sop_class, rows, columns,
         position=_vector(values, tags.POSITION, 3), orientation=_orientation(values),
-        spacing=_spacing(values), rescale=_rescale(values), kind=kind_of(sop_class, image_type),
+        spacing=_spacing(values), rescale=_rescale(values),
+        rescale_type=values.text(tags.RESCALE_TYPE), kind=kind_of(sop_class, image_type),
         study_uid=values.text(tags.STUDY),
         frame_of_reference=values.text(tags.FRAME_OF_REFERENCE),
         series_number=values.text(tags.SERIES_NUMBER),
@@ -276,6 +279,7 @@ def _stored(values: Values, found: Elements) -> Stored:
         found.syntax, offset, length, frames, values.unsigned(tags.SAMPLES, 1), bits, used,
         values.unsigned(tags.HIGH_BIT, used - 1), values.unsigned(tags.SIGNED) == 1,
         values.text(tags.PHOTOMETRIC),
+        tags.MODALITY_LUT not in values.tree and tags.PHILIPS_SCALE not in values.tree,
     )  # fmt: skip
 
 
@@ -336,6 +340,7 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
         orientation=_orientation(groups[tags.TURN]),
         spacing=_spacing(groups[tags.MEASURES]),
         rescale=_rescale(values) if values.tree else whole.rescale,
+        rescale_type=values.text(tags.RESCALE_TYPE) if values.tree else whole.rescale_type,
         kind=kind_of(whole.sop_class, frame_type),
         kernel=groups[tags.RECONSTRUCTION].text(tags.KERNEL) or whole.kernel,
         echo=str(groups[tags.ECHO_SEQUENCE].double(tags.ECHO_TIME) or whole.echo),

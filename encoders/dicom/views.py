@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from encoders.dicom.display import PROJECTIONS
-from encoders.dicom.volume import AIR_HU, Volume
+from encoders.dicom.values import AIR_HU
+from encoders.dicom.volume import Volume
 from encoders.features import Problem, Source
 
 
@@ -99,8 +100,8 @@ class Views:
 def make_views(volume: Volume, profile: ViewProfile) -> Views:
     """The views of a volume by a profile; values that are not HU are stretched to fill a window."""
     voxels, to_old = _canonical(volume)
-    affine = volume.affine @ to_old
-    positions = volume.positions_mm if to_old[0, 0] > 0 else volume.positions_mm[::-1]
+    affine = volume.grid @ to_old
+    positions = np.nan_to_num(volume.positions_mm)[:: 1 if to_old[0, 0] > 0 else -1]
     values, problems = _values(volume, voxels, profile)
     _, rows, columns = voxels.shape
     groups, thickness = _slabs(positions, profile)
@@ -198,7 +199,7 @@ def _side(voxels: np.ndarray, affine: np.ndarray) -> int:
 
 def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Voxels flipped and transposed to canonical axes, and the map from new to stored indices."""
-    axes = _dominant(volume.affine)
+    axes = _dominant(volume.grid)
     in_plane = {axes[1], axes[2]}
     column_axis = 0 if 0 in in_plane else 1
     order = [0, 1, 2] if axes[2] == column_axis else [0, 2, 1]
@@ -207,7 +208,7 @@ def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     flips: list[int] = []
     for new, old in enumerate(order):
         wanted = -1 if (new == 1 and axes[old] == 2) else 1
-        flip = volume.affine[axes[old], old] * wanted < 0
+        flip = volume.grid[axes[old], old] * wanted < 0
         to_old[old, new] = -1 if flip else 1
         if flip:
             to_old[old, 3] = volume.voxels.shape[old] - 1
@@ -322,7 +323,7 @@ def _source(
         "dicom",
         slice_index=index,
         slice_range=(min(span), max(span) + 1),
-        position_mm=float(volume.positions_mm[index]),
+        position_mm=float(volume.positions_mm[index]) if volume.placed else None,
         window=name,
         pixel_map=(
             pixel_map[0],

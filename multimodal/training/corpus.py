@@ -132,7 +132,7 @@ def to_volume(rendered: Rendered) -> Volume:
     """A drawn phantom as the volume that reading its DICOM series would give."""
     info = SeriesInfo(modality="CT")
     positions = rendered.affine[2, 3] + rendered.affine[2, 0] * np.arange(len(rendered.voxels))
-    return Volume(rendered.voxels, rendered.affine, positions, (), info, True)
+    return Volume(rendered.voxels, rendered.affine, positions, (), info)
 
 
 def patch_cover(rendered: Rendered) -> np.ndarray:

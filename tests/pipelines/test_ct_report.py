@@ -263,7 +263,7 @@ def away(volume: Volume, **changes: Any) -> Volume:
     [
         (lambda v: away(v, modality="MR"), "it is MR, not calibrated CT"),
         (lambda v: away(v, modality=""), "unknown modality"),
-        (lambda v: replace(v, calibrated=False), "not calibrated CT"),
+        (lambda v: replace(v, unit=""), "not calibrated CT"),
         (
             lambda v: replace(v, voxels=v.voxels[:7], positions_mm=v.positions_mm[:7]),
             "it has 7 slices, fewer than 8",

@@ -133,7 +133,7 @@ def test_mr_is_scaled_by_percentiles_of_the_volume_not_of_each_slice() -> None:
     voxels = np.concatenate([dim, bright * 5]).astype(np.int16)
     voxels[0, 0, 0] = 30000  # one hot voxel must not darken the rest
     info = SeriesInfo(modality="MR")
-    views = make_views(_stack(voxels, info=info, calibrated=False), PROFILES["mr"])
+    views = make_views(_stack(voxels, info=info, unit=""), PROFILES["mr"])
     low, high = np.percentile(voxels, [0.5, 99.5])
     wanted = 255 * np.clip((voxels - low) / (high - low), 0, 1)
     assert np.abs(views.pixels[:, 0] - wanted).max() <= 0.51
@@ -148,7 +148,7 @@ def test_chest_x_ray_takes_the_headers_window_and_is_inverted_once(inverted: boo
         (Display((Voi("w", 2048, 1024, "LINEAR_EXACT"),), inverted), 1536, 2560),
         (Display((), inverted), 0, 4095),
     ):
-        volume = _stack(voxels, info=SeriesInfo(modality="DX"), calibrated=False, display=display)
+        volume = _stack(voxels, info=SeriesInfo(modality="DX"), unit="", display=display)
         shown = make_views(volume, PROFILES["cxr"]).pixels[0, 1]
         wanted = np.clip((voxels[0] - low) / (high - low), 0, 1)
         wanted = 1 - wanted if inverted else wanted
@@ -158,7 +158,7 @@ def test_chest_x_ray_takes_the_headers_window_and_is_inverted_once(inverted: boo
 def test_our_profile_on_an_x_ray_shows_it_as_the_header_wants() -> None:
     voxels = np.arange(4096, dtype=np.int16).reshape(1, 64, 64)
     info = SeriesInfo(modality="CR")
-    volume = _stack(voxels, info=info, calibrated=False, display=Display((), inverted=True))
+    volume = _stack(voxels, info=info, unit="", display=Display((), inverted=True))
     views = make_views(volume, PROFILES["crossread-ct"])
     assert [p.code for p in views.problems] == ["STRETCHED"]
     lung = views.pixels[0, 0].astype(int)

@@ -69,7 +69,7 @@ def test_views_of_regular_axial_ct_are_the_bytes_the_checkpoint_was_trained_on(n
     shape, spacing, pixels, geometry = GOLDEN[name]
     affine = _affine(shape, spacing)
     positions = affine[2, 3] + affine[2, 0] * np.arange(shape[0])
-    volume = Volume(_body(shape), affine, positions, (), SeriesInfo(modality="CT"), True)
+    volume = Volume(_body(shape), affine, positions, (), SeriesInfo(modality="CT"))
     assert _hashes(volume) == (pixels, geometry)
 
 

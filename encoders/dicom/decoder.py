@@ -1,0 +1,246 @@
+"""Compressed frames are decoded in processes that may be killed, so that no codestream can hang or
+crash the reader.
+
+A frame and its attributes in, an array out, through pydicom's decoders; never its GPL plugin. The
+processes are started when first needed, reused, and end with their parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from encoders.dicom.codestream import Malformed
+
+# transfer syntax -> the decoder plugin of pydicom that reads it; what is not here is refused
+_JPEG, _JPEG_LS, _J2K = "1.2.840.10008.1.2.4.", ("80", "81"), ("90", "91", "201", "202", "203")
+RLE = "1.2.840.10008.1.2.5"
+PLUGINS = {
+    RLE: "pylibjpeg",
+    _JPEG + "50": "pillow",
+    _JPEG + "51": "pillow",  # 8 bits only; nothing with a permissive licence reads 12
+    _JPEG + "57": "gdcm",
+    _JPEG + "70": "gdcm",
+    **{_JPEG + last: "pyjpegls" for last in _JPEG_LS},
+    **{_JPEG + last: "pylibjpeg" for last in _J2K},
+}
+IS_J2K = frozenset(_JPEG + last for last in _J2K)
+Decoded = tuple[np.ndarray, str]  # a frame and its photometric meaning
+NUM_PROCESSES = max(min(os.cpu_count() or 1, 4), 1)
+_SPARE_BYTES = 384 * 2**20  # what a decoder may need beside 16 times the frame
+
+
+class Hung(Malformed):
+    """A codestream that used up its time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The attributes a decoder needs beside the codestream (PS3.3 C.7.6.3)."""
+
+    syntax: str
+    rows: int
+    columns: int
+    samples: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    photometric: str
+    planar: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the decoded frame."""
+        return self.rows * self.columns * self.samples * ((self.bits_allocated + 7) // 8)
+
+
+def decode_frame(job: Job, codestream: bytes) -> Decoded:
+    """One frame, `[rows, columns]` or `[rows, columns, samples]`, and its photometric meaning.
+
+    In this process: for what cannot hang. Raises whatever the decoder does.
+    """
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+
+    options: dict[str, Any] = {
+        "rows": job.rows,
+        "columns": job.columns,
+        "samples_per_pixel": job.samples,
+        "number_of_frames": 1,
+        "bits_allocated": job.bits_allocated,
+        "bits_stored": job.bits_stored,
+        "pixel_representation": int(job.signed),
+        "photometric_interpretation": job.photometric,
+        "planar_configuration": job.planar,
+        "pixel_keyword": "PixelData",
+    }
+    source, plugin = encapsulate([codestream], has_bot=False), PLUGINS[job.syntax]
+    array, meta = get_decoder(job.syntax).as_array(
+        source, index=0, raw=True, decoding_plugin=plugin, **options
+    )
+    return array, str(meta.get("photometric_interpretation", job.photometric))
+
+
+def submit(job: Job, codestream: bytes) -> Future[Decoded]:
+    """`decode_frame` in another process; the future raises `Malformed` where it failed there.
+
+    The time limit grows with the frame: 10 s and 1 s for each MiB, hundreds of times what is usual.
+    """
+    limit_s = 10 + job.num_bytes / 2**20
+    return _pool().threads.submit(_pool().decode, job, codestream, limit_s)
+
+
+class _Process:
+    """One decoding process and its two pipes."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from encoders.dicom.decoder import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # codecs print there; never shown, it may quote the file
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1",
+                 "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert self._process.stdin
+        assert self._process.stdout
+        self._in, self._out = self._process.stdin, self._process.stdout
+
+    def ask(self, job: Job, codestream: bytes, limit_s: float) -> Decoded:
+        killed = threading.Event()
+
+        def kill() -> None:
+            killed.set()
+            self._process.kill()
+
+        timer = threading.Timer(limit_s, kill)
+        timer.start()
+        try:
+            _send(self._in, asdict(job), codestream)
+            reply, data = _receive(self._out)
+        except (OSError, EOFError) as error:
+            self.close()
+            if killed.is_set():
+                raise Hung(f"cannot be decoded within {limit_s:.0f} s") from error
+            raise Malformed("cannot be decoded: its decoder crashed") from error
+        finally:
+            timer.cancel()
+        if "error" in reply:
+            raise Malformed(f"cannot be decoded ({reply['error']})")
+        array = np.frombuffer(data, reply["dtype"]).reshape(reply["shape"])
+        return array, str(reply["photometric"])
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        self._process.kill()
+        for pipe in (self._in, self._out):
+            with contextlib.suppress(OSError):  # what was still to be written to a dead process
+                pipe.close()
+        self._process.wait()
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.threads = ThreadPoolExecutor(NUM_PROCESSES, "dicom-decoder")
+        self._idle: list[_Process] = []
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    def decode(self, job: Job, codestream: bytes, limit_s: float) -> Decoded:
+        with self._lock:
+            process = self._idle.pop() if self._idle else None
+        process = process or _Process()
+        try:
+            return process.ask(job, codestream, limit_s)
+        finally:
+            if process.alive():
+                with self._lock:
+                    self._idle.append(process)
+
+    def close(self) -> None:
+        if os.getpid() != self._owner:  # a forked child must not end its parent's processes
+            return
+        self.threads.shutdown(cancel_futures=True)
+        for process in self._idle:
+            process.close()
+
+
+@cache
+def _pool() -> _Pool:
+    pool = _Pool()
+    atexit.register(pool.close)
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # nor write into its pipes
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def serve() -> None:
+    """The decoding process: frames from standard input to standard output until it closes."""
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a codec that prints must not garble replies
+    while True:
+        try:
+            request, codestream = _receive(source)
+        except EOFError:
+            return
+        job = Job(**request)
+        _limit_memory(_SPARE_BYTES + 16 * job.num_bytes)
+        try:
+            array, photometric = decode_frame(job, codestream)
+        except Exception as error:  # whatever a codec raises is told to the parent by its kind
+            _send(sink, {"error": type(error).__name__}, b"")
+            continue
+        array = np.ascontiguousarray(array)
+        reply = {"shape": array.shape, "dtype": array.dtype.str, "photometric": photometric}
+        _send(sink, reply, array.data.cast("B"))
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """From now on this process may grow by so much; where there is no such limit, it has none."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + num_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def _send(pipe: IO[bytes], head: dict[str, Any], body: bytes | memoryview) -> None:
+    text = json.dumps(head).encode()
+    pipe.write(len(text).to_bytes(4, "little") + len(body).to_bytes(8, "little") + text)
+    pipe.write(body)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """Raises EOFError where the other side is gone."""
+    sizes = _exactly(pipe, 12)
+    head, body = int.from_bytes(sizes[:4], "little"), int.from_bytes(sizes[4:], "little")
+    return json.loads(_exactly(pipe, head)), _exactly(pipe, body)
+
+
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError("the other process is gone")
+    return data
