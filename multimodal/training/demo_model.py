@@ -76,8 +76,8 @@ def build_demo(
     tokenizer = build_tokenizer()
     convert = tokenizer.convert_tokens_to_ids
     text = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=768, num_hidden_layers=5,
-        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2048,
+        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=576, num_hidden_layers=5,
+        num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=2048,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip

@@ -45,8 +45,8 @@ class Recipe:
     out: Path = DEMO
     studies: int = 6000
     utterances: int = 4000
-    vision_steps: int = 3200
-    audio_steps: int = 3000
+    vision_steps: int = 2200
+    audio_steps: int = 1600
     language_steps: int = 2400
 
 

@@ -53,7 +53,7 @@ def dense_loss(
         cover: `[n, patches, F]`, the share of the patch that the mask covers, 0..1.
         size_mm: `[n, F]`, NaN where the finding has no stated size.
     """
-    target = (4.0 * cover).clamp(max=1.0)  # a nodule covers a corner of its patch and still counts
+    target = (16.0 * cover).clamp(max=1.0)  # a plaque covers a corner of its patch and still counts
     loss = nn.functional.binary_cross_entropy_with_logits(
         presence, target, pos_weight=torch.tensor(4.0)
     )
@@ -93,7 +93,7 @@ def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 48) -> 
     scores, truths = [], []
     for index in corpus.held_out(num_studies):
         with mixed_precision():
-            presence, _ = model(torch.from_numpy(corpus.views[index]))
+            presence, _ = model(torch.from_numpy(np.array(corpus.views[index])))
         scores.append(presence.float().amax((0, 1)).numpy())
         truths.append(corpus.cover[index].max((0, 1)) > 0)
     model.train()

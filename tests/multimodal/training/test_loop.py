@@ -65,9 +65,11 @@ def test_dense_loss_is_cross_entropy_where_no_size_is_known() -> None:
     torch.manual_seed(0)
     logits, cover = torch.randn(2, 5, 3), torch.zeros(2, 5, 3)
     cover[0, 1, 2] = 1.0
+    cover[1, 3, 0] = 1 / 32  # a plaque in a corner of its patch: half sure
     unknown = torch.full((2, 3), float("nan"))
+    target = torch.where(cover > 0.1, 1.0, 16 * cover)
     wanted = -(
-        4 * cover * logits.sigmoid().log() + (1 - cover) * (1 - logits.sigmoid()).log()
+        4 * target * logits.sigmoid().log() + (1 - target) * (1 - logits.sigmoid()).log()
     ).mean()
     assert dense_loss(logits, torch.zeros(2, 5, 3), cover, unknown).item() == pytest.approx(
         wanted.item(), rel=1e-5
