@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ _N_FFT, _HOP = 400, 160
 FRAMES_PER_SECOND = RATE_HZ // _HOP
 
 
-def load_speech(source: Path | str | np.ndarray, rate_hz: int | None = None) -> np.ndarray:
+def load_speech(source: Path | str | bytes | np.ndarray, rate_hz: int | None = None) -> np.ndarray:
     """A recording as float32 mono 16 kHz samples `[n]`.
 
     Args:
-        source: a file that FFmpeg reads (wav, flac, mp3, ogg, m4a, webm, ...), or samples `[n]`,
-            `[n, channels]` or `[channels, n]`, integers of full scale or floats within -1..1.
+        source: a file that FFmpeg reads (wav, flac, mp3, ogg, m4a, webm, ...) or its bytes, or
+            samples `[n]`, `[n, channels]` or `[channels, n]`, integers of full scale or floats
+            within -1..1.
         rate_hz: of an array; a file knows its own.
 
     Raises:
@@ -44,12 +46,15 @@ def load_speech(source: Path | str | np.ndarray, rate_hz: int | None = None) -> 
     if isinstance(source, np.ndarray):
         name = "the recording"
         samples = _from_array(source, rate_hz)
+    elif isinstance(source, bytes):
+        name = "the recording"
+        samples = _decoded(BytesIO(source), name)
     else:
         path = Path(source)
         name = repr(path.name)
         if not path.is_file():
             raise MissingInput(f"recording {name} does not exist; check the path")
-        samples = _from_file(path)
+        samples = _decoded(str(path), name)
     if samples.size == 0:
         raise UnreadableAudio(f"{name} holds no sound; record it again")
     if not np.isfinite(samples).all():
@@ -75,13 +80,13 @@ def _from_array(samples: np.ndarray, rate_hz: int | None) -> np.ndarray:
     return resample(torch.from_numpy(values), rate_hz, RATE_HZ).numpy()
 
 
-def _from_file(path: Path) -> np.ndarray:
+def _decoded(file: str | BytesIO, name: str) -> np.ndarray:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(file, mode="r") as container:
             if not container.streams.audio:
-                raise UnreadableAudio(f"{path.name!r} has no sound track; give a recording")
+                raise UnreadableAudio(f"{name} has no sound track; give a recording")
             # channels are averaged here: FFmpeg's own downmix would raise the level by 3 dB
             resampler = av.AudioResampler(format="fltp", rate=RATE_HZ)
             pieces = [
@@ -91,7 +96,7 @@ def _from_file(path: Path) -> np.ndarray:
             ]
     except (av.FFmpegError, ValueError) as error:
         raise UnreadableAudio(
-            f"{path.name!r} cannot be decoded as audio ({type(error).__name__});"
+            f"{name} cannot be decoded as audio ({type(error).__name__});"
             " convert it to WAV and try again"
         ) from error
     return np.concatenate(pieces).astype(np.float32) if pieces else np.zeros(0, np.float32)

@@ -34,7 +34,7 @@ from multimodal.backends import (
 )
 from multimodal.grounding import locate_regions
 from multimodal.loading import load_composite
-from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video
+from multimodal.messages import Message, Study, value_of
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
 from multimodal.processing import AUDIO, IMAGE, REGION, Medium, MultimodalProcessor
@@ -183,7 +183,7 @@ class LocalBackend:
         if self._novelty is None:
             return None
         with self._lock, torch.inference_mode():
-            encoded = self._encode_all([study])[0][0]
+            encoded = self._encode_all([value_of(study)])[0][0]
         medium, features = encoded.medium, encoded.features
         if features is None or medium.views is None or medium.geometry is None:
             return None
@@ -207,10 +207,10 @@ class LocalBackend:
     def _begin(self, messages: Sequence[Message], options: GenerateOptions) -> _Request:
         """Encode what is new of the media and run the prompt."""
         started = time.perf_counter()
-        parts = [p for m in messages for p in m.parts if not isinstance(p, Text)]
+        plain, parts = self.processor.flatten(messages)
         media, num_encoded = self._encode_all(parts)
         timings_s = {"encode": time.perf_counter() - started}
-        text = self.processor.render([_plain(m) for m in messages])
+        text = self.processor.render(plain)
         inputs = self.processor.join([text], [[e.medium for e in media]])
         ids = inputs.tensors["input_ids"][0]
         self._check_length(len(ids), options)
@@ -230,11 +230,10 @@ class LocalBackend:
                 f" {self.name} holds {self._max_len}; shorten the text or give fewer pictures"
             )
 
-    def _encode_all(self, parts: Sequence[Part]) -> tuple[list[_Encoded], int]:
+    def _encode_all(self, parts: Sequence[tuple[str, Any]]) -> tuple[list[_Encoded], int]:
         """Every part encoded, from the cache where its content was seen before."""
         encoded, new = [], 0
-        for part in parts:
-            kind, value = _value(part)
+        for kind, value in parts:
             key = _digest(kind, value)
             if key is not None and key in self._media:
                 self._media.move_to_end(key)
@@ -389,27 +388,6 @@ class LocalBackend:
                 encoded.regions = locate_regions(self.model, encoded.features, geometry, sources)
             found.extend(encoded.regions or ())
         return tuple(found)
-
-
-def _value(part: Part) -> tuple[str, Any]:
-    """A part's kind and value as the processor takes them."""
-    if isinstance(part, Study):
-        return "dicom", part.study
-    if isinstance(part, Image):
-        return "image", part.image
-    if isinstance(part, Video):
-        return "video", part.video
-    assert isinstance(part, Audio)
-    return "audio", part.audio if part.rate_hz is None else (part.audio, part.rate_hz)
-
-
-def _plain(message: Message) -> dict[str, str]:
-    """A message as role and plain string, media as their placeholder words."""
-    from multimodal.processing import STUDY, VIDEO
-
-    words = {Study: STUDY, Image: IMAGE, Video: VIDEO, Audio: AUDIO}
-    content = "".join(p.text if isinstance(p, Text) else words[type(p)] for p in message.parts)
-    return {"role": message.role, "content": content}
 
 
 def _digest(kind: str, value: Any) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from encoders.errors import InvalidMessage, PlaceholderMismatch
+from encoders.errors import InvalidMessage, InvalidPixels, PlaceholderMismatch
 from encoders.features import Problem, Source, Span
+from encoders.picture import open_picture
+from multimodal.messages import Message, from_openai, value_of
 
 if TYPE_CHECKING:
     from encoders.vision import Preprocess
@@ -101,29 +103,31 @@ class MultimodalProcessor(ProcessorMixin):
         """Render chat messages (dicts with content parts) and, if asked, prepare their media.
 
         Besides text, image, video and audio a part may be `{"type": "dicom", "dicom": path}`.
+        `processor_kwargs` are those of `__call__`, `kwargs` variables of the template.
 
         Raises:
             InvalidMessage: a part this project does not know.
         """
         single = bool(conversation) and isinstance(conversation[0], Mapping)
         chats = [conversation] if single else conversation
-        add_prompt = kwargs.pop("add_generation_prompt", False)
-        go_on = kwargs.pop("continue_final_message", False)
-        flat = [_flatten(chat) for chat in chats]
+        flat = [self.flatten(from_openai(chat)) for chat in chats]
+        options = dict(processor_kwargs or {})
+        options["return_tensors"] = kwargs.pop(
+            "return_tensors", options.pop("return_tensors", "pt")
+        )
         texts = [
             self.tokenizer.apply_chat_template(
                 messages,
                 chat_template=chat_template or self.chat_template,
                 tokenize=False,
-                add_generation_prompt=add_prompt,
-                continue_final_message=go_on,
+                **kwargs,
             )
             for messages, _ in flat
         ]
         if not tokenize:
             return texts[0] if single else texts
         media = [[self.prepare(kind, value) for kind, value in parts] for _, parts in flat]
-        inputs = self.join(texts, media)
+        inputs = self.join(texts, media, **_checked_options(**options))
         return inputs.tensors if return_dict else inputs.tensors["input_ids"]
 
     def __call__(
@@ -137,12 +141,17 @@ class MultimodalProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prompts with `<image>`, `<video>`, `<audio>`, `<study>` words and their media -> tensors.
 
-        Media come as one list over all prompts, in order, per kind.
+        Media come as one list over all prompts, in order, per kind. Of transformers' options
+        `padding` is honoured and `return_tensors` must be "pt"; others are refused.
 
         Raises:
             PlaceholderMismatch: words and media differ in number.
+            InvalidMessage: no prompt, or an option that is not honoured.
         """
+        options = _checked_options(**kwargs)
         texts = [text] if isinstance(text, str) else list(text or ())
+        if not texts:
+            raise InvalidMessage("a prompt is needed: pass text with a placeholder for each medium")
         given = {
             "image": _listed(images), "video": _listed(videos),
             "audio": _listed(audio), "dicom": _listed(dicom),
@@ -157,13 +166,37 @@ class MultimodalProcessor(ProcessorMixin):
                 )
         queues = {kind: iter(values) for kind, values in given.items()}
         media = [[self.prepare(kind, next(queues[kind])) for kind in kinds] for kinds in wanted]
-        return self.join(texts, media).tensors
+        return self.join(texts, media, **options).tensors
 
     def process(self, chats: Sequence[Sequence[Mapping[str, Any]]]) -> Inputs:
         """Chats (dict messages) -> `Inputs` with layout, ready for an answer to be generated."""
-        flat = [_flatten(chat) for chat in chats]
+        flat = [self.flatten(from_openai(chat)) for chat in chats]
         media = [[self.prepare(kind, value) for kind, value in parts] for _, parts in flat]
         return self.join([self.render(messages) for messages, _ in flat], media)
+
+    def flatten(
+        self, messages: Sequence[Message]
+    ) -> tuple[list[dict[str, str]], list[tuple[str, Any]]]:
+        """Messages with plain-string contents, media as their words, and the media in order.
+
+        Raises:
+            InvalidMessage: text with a placeholder word or control token, which would be obeyed.
+        """
+        control = {*_KINDS.values(), *SPECIAL_TOKENS, *self.tokenizer.all_special_tokens}
+        plain, media = [], []
+        for index, message in enumerate(messages):
+            words = []
+            for kind, value in map(value_of, message.parts):
+                if kind != "text":
+                    media.append((kind, value))
+                elif found := sorted(token for token in control if token in value):
+                    raise InvalidMessage(
+                        f"the text of messages[{index}] holds {found[0]!r}, which this model takes"
+                        " for a control token; remove it"
+                    )
+                words.append(value if kind == "text" else _KINDS[kind])
+            plain.append({"role": message.role, "content": "".join(words)})
+        return plain, media
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """Plain-string messages as the prompt that asks for the assistant's turn."""
@@ -184,7 +217,6 @@ class MultimodalProcessor(ProcessorMixin):
             PlaceholderMismatch: words and media differ in number.
         """
         grown = [self._grow(text, parts) for text, parts in zip(texts, media, strict=True)]
-        side = getattr(self.tokenizer, "padding_side", "left")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         tensors = self.tokenizer(
@@ -196,7 +228,6 @@ class MultimodalProcessor(ProcessorMixin):
             self._layout(ids, parts) for ids, parts in zip(data["input_ids"], media, strict=True)
         )
         problems = tuple(p for parts in media for m in parts for p in m.problems)
-        assert side in ("left", "right")
         return Inputs(BatchFeature(data), layout, problems, tuple(tuple(m) for m in media))
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -209,6 +240,10 @@ class MultimodalProcessor(ProcessorMixin):
 
     def _grow(self, text: str, parts: Sequence[Medium]) -> str:
         words = _WORD.findall(text)
+        if REGION in text or STUDY_END in text:
+            raise PlaceholderMismatch(
+                f"{REGION} and {STUDY_END} come with a study; write {STUDY} in their place"
+            )
         if [_kind_of(w) for w in words] != [p.kind for p in parts]:
             raise PlaceholderMismatch(
                 f"the prompt's placeholders {words} do not match the media given"
@@ -227,8 +262,6 @@ class MultimodalProcessor(ProcessorMixin):
         for place, (index, source) in zip(places, sources, strict=True):
             if source is None:
                 continue
-            from dataclasses import replace
-
             here = replace(source, part=index)
             if spans and spans[-1].stop == place and spans[-1].source == here:
                 spans[-1] = Span(spans[-1].start, place + 1, here)
@@ -254,9 +287,11 @@ class MultimodalProcessor(ProcessorMixin):
         return self.senses[name]
 
     def _image(self, value: Any) -> Medium:
-        pixels = self._preprocess().from_images([_open_image(value)])
+        picture, problems = open_picture(value)
+        pixels = self._preprocess().from_images([picture])
         n = self._sense("vision")["tokens_per_view"]
-        return Medium("image", IMAGE * n, (Source("image"),) * n, pixels, torch.zeros(1, 11))
+        sources = (Source("image"),) * n
+        return Medium("image", IMAGE * n, sources, pixels, torch.zeros(1, 11), problems=problems)
 
     def _video(self, value: Any) -> Medium:
         from encoders.video import sample_frames
@@ -275,8 +310,7 @@ class MultimodalProcessor(ProcessorMixin):
         samples, rate = value if isinstance(value, tuple) else (value, None)
         if rate is None and isinstance(samples, np.ndarray):
             rate = 16000
-        source = Path(samples) if isinstance(samples, str) else samples
-        speech = load_speech(source, rate)
+        speech = load_speech(samples, rate)
         chunks = chunk_speech(speech, sense["window_seconds"])
         mels = tuple(log_mel(chunk, sense["num_mel_bins"]) for _, _, chunk in chunks)
         counts = [-(-((mel.shape[1] + 1) // 2) // sense["stack"]) for mel in mels]
@@ -340,32 +374,19 @@ def senses_of(config: MultimodalConfig) -> dict[str, Any]:
     return senses
 
 
-def _flatten(
-    chat: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, str]], list[tuple[str, Any]]]:
-    """Messages with plain-string contents, and the media parts in order."""
-    messages, media = [], []
-    for index, message in enumerate(chat):
-        content = message["content"]
-        if isinstance(content, str):
-            messages.append({"role": message["role"], "content": content})
-            continue
-        words = []
-        for part in content:
-            kind = part.get("type")
-            if kind == "text":
-                words.append(part["text"])
-                continue
-            value = next((part[k] for k in (kind, "url", "path") if part.get(k) is not None), None)
-            if kind not in _KINDS or value is None:
-                raise InvalidMessage(
-                    f"messages[{index}] has a part of type {kind!r} without a usable value;"
-                    f" known parts are text, {', '.join(_KINDS)}"
-                )
-            words.append(_KINDS[kind])
-            media.append((kind, value))
-        messages.append({"role": message["role"], "content": "".join(words)})
-    return messages, media
+def _checked_options(
+    padding: bool | str = True, return_tensors: str = "pt", **others: Any
+) -> dict[str, bool]:
+    """The options that `join` honours; anything else is refused rather than ignored."""
+    if others:
+        raise InvalidMessage(
+            f"the processor does not know the option {min(others)!r}; leave it out"
+        )
+    if return_tensors != "pt":
+        raise InvalidMessage(f"return_tensors is {return_tensors!r}; only 'pt' is made")
+    if padding not in (True, False, "longest"):
+        raise InvalidMessage(f"padding is {padding!r}; use True (to the longest) or False")
+    return {"padding": bool(padding)}
 
 
 def _kind_of(word: str) -> str:
@@ -385,32 +406,13 @@ def _is_recording(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], np.ndarray)
 
 
-def _open_image(value: Any) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    from encoders.errors import MissingInput, UnreadableImage
-
-    if isinstance(value, np.ndarray):
-        return Image.fromarray(value)
-    if not isinstance(value, str | Path):
-        return value
-    path = Path(value)
-    if not path.is_file():
-        raise MissingInput(f"image {path.name!r} does not exist; check the path")
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UnreadableImage(
-            f"{path.name!r} is not a picture that can be decoded; save it as PNG or JPEG"
-        ) from error
-
-
 def _open_volume(value: Any) -> Any:
     from encoders.dicom import scan
     from encoders.dicom.volume import Volume, load_volume
 
     if isinstance(value, Volume):
+        if not np.isfinite(value.voxels).all():
+            raise InvalidPixels("the volume holds NaN or infinite voxels; replace them first")
         return value
     return load_volume(scan(Path(value)).default())
 
