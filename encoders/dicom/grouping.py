@@ -50,7 +50,7 @@ def heights_of(files: Sequence[SliceFile]) -> np.ndarray:
 def _hard_key(file: SliceFile) -> Hashable:
     """What no volume mixes."""
     return (
-        file.study_uid, file.series_uid, file.series_number, file.sop_class, file.kind,
+        file.series_uid or file.study_uid, file.series_number, file.sop_class, file.kind,
         file.rows, file.columns, file.stored.samples, file.frame_of_reference, file.kernel,
         file.echo,
     )  # fmt: skip
@@ -67,14 +67,16 @@ def _groups(
 
 def _without_copies(group: list[SliceFile]) -> tuple[list[SliceFile], list[Problem]]:
     kept: dict[str, SliceFile] = {}
-    problems = []
+    copies = []
     for file in group:
         if file.sop_uid and file.sop_uid in kept:
-            words = "the same image twice; one kept"
-            problems.append(Problem("DUPLICATE_INSTANCE", words, file.name))
+            copies.append(file.name)
         else:
             kept[file.sop_uid or f"no uid {len(kept)}"] = file
-    return list(kept.values()), problems
+    if not copies:
+        return group, []
+    words = f"{len(copies)} images are there twice; one of each is kept"
+    return list(kept.values()), [Problem("DUPLICATE_INSTANCE", words, copies[0])]
 
 
 def _alike(group: list[SliceFile]) -> list[list[SliceFile]]:

@@ -198,15 +198,25 @@ def _directory_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
         if any(part in ("", ".", "..") or "/" in part or ":" in part for part in parts):
             problems.append(Problem("UNSAFE_PATH", "a reference that leaves the folder", path.name))
             continue
-        written = root.joinpath(*parts)
-        lowered = root.joinpath(*(part.lower() for part in parts))  # as some systems copy a disc
-        file = written if written.is_file() else lowered
-        if not file.resolve().is_relative_to(root):
-            problems.append(Problem("UNSAFE_PATH", "a reference that leaves the folder", path.name))
-        elif not file.is_file():
+        file = _find_below(root, parts)
+        if file is None or file == root / path.name:
             problems.append(Problem("MISSING_FILE", "named by the DICOMDIR, not there", parts[-1]))
+        elif not file.resolve().is_relative_to(root):
+            problems.append(Problem("UNSAFE_PATH", "a reference that leaves the folder", path.name))
+        elif file.name == path.name:  # some write a directory of directories
+            yield from _directory_members(file, problems)
         else:
             yield file.name, file
+
+
+def _find_below(root: Path, parts: list[str]) -> Path | None:
+    """The file a reference means, also where top folders were left off or names put in lower case
+    when the disc was copied."""
+    for first in range(len(parts)):
+        for names in (parts[first:], [part.lower() for part in parts[first:]]):
+            if (file := root.joinpath(*names)).is_file():
+                return file
+    return None
 
 
 def _require_safe(path: Path, count: int, total: int) -> None:

@@ -105,10 +105,11 @@ def scan(path: Path | str, *, lenient: bool = False) -> Study:
         problems += header.problems
         if header.document:
             documents.append(header.document)
-    if len({file.study_uid for file in slices}) > 1:
+    slices.sort(key=_identity)  # so that the order of files changes nothing
+    series = tuple(sorted(map(_make_series, stacks_of(slices)), key=_number))
+    if len({s.files[0].study_uid for s in series}) > 1:
         words = "images of several studies, perhaps of several patients; they are kept apart"
         problems.append(Problem("SEVERAL_STUDIES", words))
-    series = tuple(_make_series(stack) for stack in stacks_of(slices))
     return Study(series, tuple(problems), tuple(documents))
 
 
@@ -140,6 +141,18 @@ def describe(study: Study) -> dict[str, Any]:
 def hashed(uid: str) -> str:
     """A UID as it may be told: equal for equal ones, no way back. Empty stays empty."""
     return hashlib.sha256(uid.encode()).hexdigest()[:8] if uid else ""
+
+
+def _identity(file: SliceFile) -> tuple[str, str, int, str, int]:
+    return (
+        file.study_uid, file.series_uid, file.instance_number, file.sop_uid, file.frame or 0
+    )  # fmt: skip
+
+
+def _number(series: Series) -> tuple[str, int]:
+    first = series.files[0]
+    number = first.series_number
+    return first.study_uid, int(number) if number.isdecimal() else 0
 
 
 def _make_series(stack: Stack) -> Series:

@@ -1,0 +1,259 @@
+"""Inputs of every kind give the same slices, and nothing an archive says leads outside of it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from encoders.dicom import intake, load_volume, scan
+from encoders.errors import MissingInput, NotDicom, UnreadableFile
+from tests.encoders.dicom.slices import write_slice, write_stack
+
+
+def codes(study) -> list[str]:
+    return [p.code for p in study.problems]
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    return write_stack(tmp_path / "stack", range(1, 7))
+
+
+def pack(files: Path, target: Path) -> Path:
+    """Every file of a folder in one archive, of the kind its name says."""
+    if target.suffix == ".zip":
+        method = zipfile.ZIP_STORED if "stored" in target.name else zipfile.ZIP_DEFLATED
+        method = zipfile.ZIP_LZMA if "lzma" in target.name else method
+        with zipfile.ZipFile(target, "w", method) as archive:
+            for file in files.rglob("*"):
+                archive.write(file, f"a/{file.name}")
+    else:
+        with tarfile.open(target, "w:gz" if target.suffix == ".gz" else "w") as archive:
+            archive.add(files, "a")
+    return target
+
+
+@pytest.mark.parametrize("name", ["s.zip", "stored.zip", "lzma.zip", "s.tar", "s.tar.gz"])
+def test_every_archive_gives_the_volume_of_its_folder(stack: Path, tmp_path: Path, name: str):
+    wanted = load_volume(stack)
+    found = load_volume(pack(stack, tmp_path / name))
+    assert np.array_equal(found.voxels, wanted.voxels)
+    assert np.array_equal(found.affine, wanted.affine)
+
+
+def test_members_are_not_unpacked_until_they_are_asked_for(stack: Path, tmp_path: Path):
+    for name in ("s.zip", "s.tar"):
+        series = scan(pack(stack, tmp_path / name)).default()
+        assert all(isinstance(f.source, intake.Packed) for f in series.files)
+
+
+def test_missing_path_is_named(tmp_path: Path):
+    with pytest.raises(MissingInput, match="'nowhere'"):
+        scan(tmp_path / "nowhere")
+
+
+def test_foreign_files_get_one_reason_each_and_cost_the_study_nothing(stack: Path):
+    (stack / "empty").touch()
+    (stack / "notes.txt").write_text("hello " * 100)
+    (stack / "inner.zip").write_bytes(b"PK\3\4" + b"\0" * 200)
+    (stack / "cut").write_bytes(sorted(stack.iterdir())[0].read_bytes()[:400])
+    study = scan(stack)
+    assert len(study.default().files) == 6
+    assert {p.subject: p.code for p in study.problems} == {
+        "empty": "NOT_DICOM", "notes.txt": "NOT_DICOM", "inner.zip": "NOT_DICOM",
+        "cut": "UNREADABLE_FILE",
+    }  # fmt: skip
+
+
+# --- archive limits (requirement 4)
+
+
+def zip_of(target: Path, names: dict[str, bytes], mode: int = 0) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in names.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr, entry.compress_type = mode << 16, zipfile.ZIP_DEFLATED
+            archive.writestr(entry, data)
+    return target
+
+
+def tar_of(target: Path, entries: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(target, "w:gz" if target.suffix == ".gz" else "w") as archive:
+        for entry, data in entries:
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return target
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.dcm", "/etc/evil.dcm", "a/../../evil.dcm", "C:/evil.dcm"]
+)
+@pytest.mark.parametrize("kind", ["x.zip", "x.tar", "x.tar.gz"])
+def test_member_path_that_leaves_the_archive_is_left_out(
+    stack: Path, tmp_path: Path, name: str, kind: str
+):
+    data = next(stack.iterdir()).read_bytes()
+    target = tmp_path / kind
+    if target.suffix == ".zip":
+        zip_of(target, {name: data, "ok.dcm": data})
+    else:
+        tar_of(target, [(tarfile.TarInfo(name), data), (tarfile.TarInfo("ok.dcm"), data)])
+    study = scan(target)
+    assert codes(study) == ["UNSAFE_PATH"]
+    assert [f.name for f in study.default().files] == ["ok.dcm"]
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_links_and_devices_in_a_tar_are_left_out(tmp_path: Path, kind: bytes, name: str):
+    entry = tarfile.TarInfo("link.dcm")
+    entry.type, entry.linkname = kind, "/etc/passwd"
+    study = scan(tar_of(tmp_path / name, [(entry, b"")]))
+    assert codes(study) == ["UNSAFE_MEMBER"]
+
+
+def test_link_in_a_zip_is_left_out(tmp_path: Path):
+    study = scan(zip_of(tmp_path / "x.zip", {"link.dcm": b"/etc/passwd"}, mode=0o120777))
+    assert codes(study) == ["UNSAFE_MEMBER"]
+
+
+@pytest.mark.parametrize("kind", ["x.zip", "x.tar", "x.tar.gz"])
+def test_too_many_members_are_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(intake, "MAX_MEMBERS", 5)
+    files = tmp_path / "files"
+    write_stack(files, range(1, 9))
+    with pytest.raises(UnreadableFile, match="refused as unsafe"):
+        scan(pack(files, tmp_path / kind))
+
+
+@pytest.mark.parametrize("kind", ["x.zip", "x.tar.gz"])
+def test_bomb_is_refused_by_its_ratio_before_it_is_unpacked(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(intake, "SMALL", 2**20)
+    zeros = b"\0" * (2 * 2**20)
+    target = tmp_path / kind
+    if target.suffix == ".zip":
+        zip_of(target, {"zeros.dcm": zeros})
+    else:
+        tar_of(target, [(tarfile.TarInfo("zeros.dcm"), zeros)])
+    with pytest.raises(UnreadableFile, match=r" 2 MiB \(\d+ times its size\): refused as unsafe"):
+        scan(target)
+
+
+def test_tar_header_that_unpacks_without_end_is_refused(tmp_path: Path):
+    """A PAX header may claim any length, and tarfile reads it into memory."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 2**31
+    target = tmp_path / "x.tar.gz"
+    with gzip.open(target, "wb", compresslevel=1) as stream:
+        stream.write(header.tobuf())
+        stream.write(b"\0" * (4 * 2**20))
+    with pytest.raises(UnreadableFile, match="broken tar"):
+        scan(target)
+
+
+def test_broken_archives_are_named_and_what_came_before_is_read(stack: Path, tmp_path: Path):
+    big = {"Rows": 64, "Columns": 64, "PixelData": os.urandom(8192)}
+    whole = pack(write_stack(tmp_path / "big", range(1, 7), **big), tmp_path / "s.tar.gz")
+    (tmp_path / "cut.tar.gz").write_bytes(whole.read_bytes()[:40_000])
+    study = scan(tmp_path / "cut.tar.gz")
+    assert codes(study) == ["TRUNCATED_ARCHIVE"]
+    assert 0 < len(study.default().files) < 6
+    (tmp_path / "cut.zip").write_bytes(pack(stack, tmp_path / "s.zip").read_bytes()[:300])
+    with pytest.raises(NotDicom, match="an archive"):
+        scan(tmp_path / "cut.zip").default()
+    (tmp_path / "noise.gz").write_bytes(b"\x1f\x8b" + os.urandom(64))
+    with pytest.raises(UnreadableFile, match=r"noise\.gz.* broken tar"):
+        scan(tmp_path / "noise.gz")
+
+
+def test_member_that_lies_about_its_size_costs_only_itself(stack: Path, tmp_path: Path):
+    """The central directory claims fewer bytes than the member unpacks to."""
+    files = sorted(stack.iterdir())
+    target = zip_of(tmp_path / "x.zip", {f.name: f.read_bytes() for f in files[:2]})
+    data = bytearray(target.read_bytes())
+    at = data.rindex(b"PK\1\2") + 24  # uncompressed size of the last entry
+    data[at : at + 4] = (300).to_bytes(4, "little")
+    target.write_bytes(data)
+    study = scan(target)
+    assert len(study.default().files) == 1
+    assert codes(study) == ["UNREADABLE_FILE"]
+
+
+# --- media directories (requirements 1 and 9)
+
+
+def write_dicomdir(target: Path, references: list[list[str]]) -> Path:
+    from pydicom.config import disable_value_validation
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = "1.2.3", ExplicitVRLittleEndian
+    data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # type: ignore[arg-type]
+    records = []
+    with disable_value_validation():
+        for parts in references:
+            record = Dataset()
+            record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", parts
+            records.append(record)
+        data.DirectoryRecordSequence = records
+        data.save_as(target, enforce_file_format=True)
+    return target
+
+
+def test_directory_gives_the_files_it_names_and_no_others(tmp_path: Path):
+    write_stack(tmp_path / "DICOM/S1", range(1, 5))
+    files = sorted((tmp_path / "DICOM/S1").iterdir())
+    references = [["DICOM", "S1", f.name] for f in files[:3]] + [["DICOM", "S1", "LOST"]]
+    study = scan(write_dicomdir(tmp_path / "DICOMDIR", references))
+    assert {f.name for f in study.default().files} == {f.name for f in files[:3]}
+    assert [(p.code, p.subject) for p in study.problems] == [("MISSING_FILE", "LOST")]
+
+
+@pytest.mark.parametrize(
+    "parts", [["..", "secret"], ["a", "..", "..", "secret"], ["/etc/secret"], ["C:", "secret"], ["a/../../secret"]]
+)  # fmt: skip
+def test_directory_reference_that_leaves_its_folder_is_not_followed(
+    tmp_path: Path, parts: list[str]
+):
+    write_slice(tmp_path / "secret")
+    (tmp_path / "disc").mkdir()
+    study = scan(write_dicomdir(tmp_path / "disc/DICOMDIR", [parts]))
+    assert study.series == ()
+    assert codes(study) == ["UNSAFE_PATH"]
+
+
+def test_directory_reference_through_a_link_is_not_followed(tmp_path: Path):
+    write_slice(tmp_path / "secret")
+    (tmp_path / "disc").mkdir()
+    (tmp_path / "disc/IM1").symlink_to(tmp_path / "secret")
+    study = scan(write_dicomdir(tmp_path / "disc/DICOMDIR", [["IM1"]]))
+    assert study.series == ()
+    assert codes(study) == ["UNSAFE_PATH"]
+
+
+def test_directory_finds_files_a_copy_put_in_lower_case_or_without_top_folder(tmp_path: Path):
+    write_slice(tmp_path / "disc/s1/im1", 1)
+    write_slice(tmp_path / "disc/s1/im2", 2)
+    study = scan(write_dicomdir(tmp_path / "disc/DICOMDIR", [["S1", "IM1"], ["TOP", "S1", "IM2"]]))
+    assert len(study.default().files) == 2
+
+
+def test_recorded_directory_of_directories_gives_the_whole_study(shared_data: Path):
+    """A Philips disc: its DIRFILE names one DIRFILE per series, under a folder since renamed."""
+    by_directory = scan(shared_data / "head_phantom_study/DIRFILE")
+    by_folder = scan(shared_data / "head_phantom_study")
+    assert {s.key for s in by_directory.series} == {s.key for s in by_folder.series}
+    assert len(by_directory.default().files) == 28
