@@ -163,7 +163,7 @@ def test_tar_header_that_unpacks_without_end_is_refused(tmp_path: Path):
 
 
 def test_broken_archives_are_named_and_what_came_before_is_read(stack: Path, tmp_path: Path):
-    big = {"Rows": 64, "Columns": 64, "PixelData": os.urandom(8192)}
+    big = {"Rows": 64, "Columns": 64, "PixelData": [os.urandom(8192) for _ in range(6)]}
     whole = pack(write_stack(tmp_path / "big", range(1, 7), **big), tmp_path / "s.tar.gz")
     (tmp_path / "cut.tar.gz").write_bytes(whole.read_bytes()[:40_000])
     study = scan(tmp_path / "cut.tar.gz")
