@@ -54,6 +54,9 @@ def _options(
 def read(
     study: Annotated[Path, typer.Argument(help="DICOM file, folder or zip.")],
     report: Annotated[Path | None, typer.Option(help="The report's text; - for stdin.")] = None,
+    report_from_study: Annotated[
+        bool, typer.Option(help="Take the report from the study's own SR, PDF or CDA object.")
+    ] = False,
     dictation: Annotated[Path | None, typer.Option(help="A recording of the report.")] = None,
     ask: Annotated[str | None, typer.Option(help="A question about the study.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for reading.json and .html.")] = None,
@@ -80,7 +83,7 @@ def read(
     if out is not None:
         _make_folder(out)  # before the work, so that it is not lost
     task = pipeline("ct-report", model, device=device, sparsity=sparsity)
-    reading = task(study, words, dictation, ask)
+    reading = task(study, words, dictation, ask, report_from_study=report_from_study)
     typer.echo(reading.to_json() if as_json else describe_reading(reading))
     if out is not None:
         for name, text in (("json", reading.to_json()), ("html", reading.to_html())):

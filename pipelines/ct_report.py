@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
-from encoders.errors import ContextOverflow, IncompatibleModel, InvalidMessage
+from encoders.errors import ContextOverflow, IncompatibleModel, InvalidMessage, MissingInput
 from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import (
@@ -43,6 +43,7 @@ from pipelines.evidence import (
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
+    from encoders.dicom.header import Document
     from pipelines.dictation import Recording
 
     Input = str | Path | Volume
@@ -65,6 +66,16 @@ class Case:
     report: str | None = None
     dictation: Recording | None = None
     question: str | None = None
+    report_from_study: bool = False
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a study gave: its volume, what is wrong with it, and the report objects beside it."""
+
+    volume: Volume
+    problems: tuple[Problem, ...] = ()
+    documents: tuple[Document, ...] = ()
 
 
 @dataclass
@@ -122,6 +133,7 @@ class CtReportPipeline:
         dictation: Recording | None = None,
         question: str | None = None,
         *,
+        report_from_study: bool = False,
         stream: Literal[False] = False,
     ) -> Reading: ...
     @overload
@@ -132,6 +144,7 @@ class CtReportPipeline:
         dictation: Recording | None = None,
         question: str | None = None,
         *,
+        report_from_study: bool = False,
         stream: Literal[True],
     ) -> Iterator[Progress]: ...
     @overload
@@ -144,6 +157,7 @@ class CtReportPipeline:
         dictation: Recording | None = None,
         question: str | None = None,
         *,
+        report_from_study: bool = False,
         stream: bool = False,
     ) -> Reading | Iterator[Progress] | Iterator[Reading | Failed]:
         """Read one study, or every `Case` of an iterable.
@@ -155,6 +169,7 @@ class CtReportPipeline:
             report: its text.
             dictation: a recording of (more of) the report.
             question: anything else to ask of the study.
+            report_from_study: take the report from the study's own SR, PDF or CDA object instead.
             stream: give findings, discrepancies and the answer's tokens as they are made, the
                 `Reading` last.
 
@@ -168,13 +183,15 @@ class CtReportPipeline:
                 f"{self.backend.capabilities().name} cannot see; choose a model with a vision tower"
             )
         if not _is_input(study):
-            if (report, dictation, question, stream) != (None, None, None, False):
+            given = (report, dictation, question, report_from_study, stream)
+            if given != (None, None, None, False, False):
                 raise InvalidMessage(
                     "many studies cannot share a report, dictation, question or stream;"
                     " give an iterable of pipelines.ct_report.Case"
                 )
             return run_each(cast("Iterable[Case | Input]", study), self._one, "studies")
-        events = _read(self.backend, Case(cast("Input", study), report, dictation, question))
+        case = Case(cast("Input", study), report, dictation, question, report_from_study)
+        events = _read(self.backend, case)
         return events if stream else _last(events)
 
     def _one(self, case: Case | Input) -> Reading:
@@ -200,15 +217,17 @@ def _last(events: Iterator[Progress]) -> Reading:
 
 def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     started = time.perf_counter()
-    volume, problems, read_s = _open(case.study)
-    session = _Session(backend, volume, problems, {"read": read_s})
+    opened = _open(case.study)
+    volume, typed = opened.volume, _typed_report(case, opened)
+    problems = [*opened.problems, *typed.problems]
+    session = _Session(backend, volume, problems, {"read": time.perf_counter() - started})
     transcript = None
     if case.dictation is not None:
         with session.stage("dictation"):
             heard = DictationPipeline(backend).transcribe(case.dictation)
         transcript = heard.text
         session.spent += heard.spent
-    report = _joined(case.report, transcript)
+    report = _joined(typed.text, transcript)
     with session.stage("look"):
         seen = session.ask(prompts.LIST_FINDINGS, ground=True)
         session.warnings += [p for p in seen.problems if p not in session.warnings]
@@ -240,6 +259,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
         tuple(session.warnings), volume.info.to_dict(), report, transcript,
         backend.capabilities().name, total_usage(session.spent), session.timings_s,
         provenance=_provenance(backend), key_slices=pictures,
+        report_source=" and ".join(s for s in (typed.source, "dictation" if transcript else "") if s),
     )  # fmt: skip
 
 
@@ -263,12 +283,11 @@ def _provenance(backend: Backend) -> dict[str, str]:
     }
 
 
-def _open(study: Input) -> tuple[Volume, list[Problem], float]:
+def _open(study: Input) -> _Opened:
     from encoders.dicom import Volume, load_volume, scan
 
-    started = time.perf_counter()
     if isinstance(study, Volume):
-        return study, list(study.problems), 0.0
+        return _Opened(study, study.problems)
     found = scan(study)
     series = found.default()
     problems = list(found.problems)
@@ -278,7 +297,41 @@ def _open(study: Input) -> tuple[Volume, list[Problem], float]:
         message = f"read the {info.modality} series of {images}; {others} other series left unread"
         problems.append(Problem("SERIES_CHOSEN", message))
     volume = load_volume(series)
-    return volume, [*problems, *volume.problems], time.perf_counter() - started
+    return _Opened(volume, (*problems, *volume.problems), found.documents)
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """The written report, where it came from, and what to say about that."""
+
+    text: str | None = None
+    source: str = ""
+    problems: tuple[Problem, ...] = ()
+
+
+def _typed_report(case: Case, opened: _Opened) -> _Typed:
+    """The caller's report; the study's own only if asked for, else it is offered."""
+    documents = opened.documents
+    if not case.report_from_study:
+        kinds = ", ".join(sorted({d.kind for d in documents}))
+        words = f"the study holds report objects of its own ({kinds}); none was used"
+        offered = (Problem("REPORT_OFFERED", words),) if documents else ()
+        return _Typed(case.report, "given text" if case.report else "", offered)
+    from encoders.dicom.documents import report_texts
+
+    if case.report:
+        raise InvalidMessage("give a report or take the study's own, not both")
+    texts, problems = report_texts(documents)
+    if not texts:
+        why = f" ({problems[0].message})" if problems else ""
+        raise MissingInput(
+            f"the study holds no SR, PDF or CDA report that can be read{why}; give its text instead"
+        )
+    first = texts[0]
+    if len(texts) > 1:
+        words = f"read the longest of {len(texts)} report objects of the study"
+        problems = [*problems, Problem("REPORT_CHOSEN", words, first.name)]
+    return _Typed(first.text, f"{first.kind} object of the study", tuple(problems))
 
 
 def _out_of_range(session: _Session) -> Problem | None:

@@ -74,7 +74,8 @@ class Discrepancy:
 class Reading:
     """The result of reading a study with its report.
 
-    `provenance` says what made it: hash of the model's weights, preprocessing, version.
+    `provenance` says what made it: hash of the model's weights, preprocessing, version;
+    `report_source` where the report came from ("given text", "dictation", "SR object of the study").
     """
 
     findings: tuple[Finding, ...]
@@ -91,6 +92,7 @@ class Reading:
     timings_s: Mapping[str, float]
     disclaimer: str = DISCLAIMER
     provenance: Mapping[str, str] = field(default_factory=dict)
+    report_source: str = ""
     key_slices: tuple[tuple[int, bytes], ...] = field(default=(), repr=False, compare=False)
 
     @property

@@ -32,6 +32,8 @@ def describe_reading(reading: Reading) -> str:
         lines += ["", "Findings in the images"]
         found = [_describe_finding(f, num_slices) for f in reading.findings]
         lines += [f"  {text}" for text in found or ["none of those this model knows"]]
+    if reading.report_source:
+        lines += ["", f"Report from: {reading.report_source}"]
     if reading.transcript:
         lines += ["", "Heard", *_wrapped("  ", reading.transcript)]
     if reading.answer:

@@ -260,3 +260,24 @@ class FakeBackend:
 
     def _answer(self, prompt: str) -> str:
         return next((a for word, a in self.answers.items() if word in prompt), "no findings")
+
+
+def write_sr(file: Path, *sentences: str) -> Path:
+    """A Basic Text SR (PS3.3 A.35.1) of these sentences, with a patient's name in its header."""
+    import pydicom
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.BasicTextSRStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[file.name])
+    report = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # type: ignore[arg-type]
+    report.SOPClassUID, report.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
+    report.Modality, report.PatientName, report.ValueType = "SR", "Zebra^Quagga", "CONTAINER"
+    report.ContentSequence = []
+    for sentence in sentences:
+        item = Dataset()
+        item.RelationshipType, item.ValueType, item.TextValue = "CONTAINS", "TEXT", sentence
+        report.ContentSequence.append(item)
+    report.save_as(file, enforce_file_format=True)
+    return file

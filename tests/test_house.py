@@ -231,7 +231,7 @@ def test_the_public_api_is_what_is_recorded():
     assert list(Reading.__dataclass_fields__) == [
         "findings", "discrepancies", "agreement", "answer", "evidence", "warnings", "study",
         "report", "transcript", "model", "usage", "timings_s", "disclaimer", "provenance",
-        "key_slices",
+        "report_source", "key_slices",
     ]  # fmt: skip
 
 

@@ -446,3 +446,47 @@ def test_the_demo_model_reads_its_sample(demo_reader: CtReportPipeline):
     assert not reading.out_of_range
     assert reading.findings
     assert reading.agreement == "disagrees"
+
+
+@pytest.fixture
+def study_with_reports(phantom_series: Path, tmp_path: Path) -> Path:
+    """The phantom with two structured reports and a broken one beside its slices."""
+    import shutil
+
+    from tests.makers import write_sr
+
+    folder = tmp_path / "study"
+    shutil.copytree(phantom_series, folder)
+    write_sr(folder / "report.dcm", "There is a nodule in the left lung.", "No pleural effusion.")
+    write_sr(folder / "short.dcm", "See above.")
+    write_sr(folder / "empty.dcm")
+    return folder
+
+
+def test_the_studys_own_report_is_offered_but_not_used_unasked(study_with_reports: Path) -> None:
+    reading = read(FakeBackend(), study_with_reports)
+    assert reading.report is None
+    assert reading.report_source == ""
+    assert "REPORT_OFFERED" in {w.code for w in reading.warnings}
+    assert read(FakeBackend(), study_with_reports, "No nodule.").report_source == "given text"
+
+
+def test_the_studys_own_report_is_judged_when_asked_for(study_with_reports: Path) -> None:
+    fake = FakeBackend()
+    reading = CtReportPipeline(fake)(study_with_reports, report_from_study=True)
+    assert reading.report == "There is a nodule in the left lung.\nNo pleural effusion."
+    assert reading.report_source == "SR object of the study"
+    assert any("No pleural effusion." in prompt for prompt in fake.asked)
+    assert {"REPORT_CHOSEN", "UNREADABLE_DOCUMENT"} <= {w.code for w in reading.warnings}
+    assert "SR object of the study" in reading.to_html()
+    assert "Quagga" not in reading.to_json()
+
+
+def test_a_report_cannot_come_from_two_places_or_from_nowhere(
+    study_with_reports: Path, phantom_series: Path
+) -> None:
+    task = CtReportPipeline(FakeBackend())
+    with pytest.raises(InvalidMessage, match="not both"):
+        task(study_with_reports, "No nodule.", report_from_study=True)
+    with pytest.raises(MissingInput, match="no SR, PDF or CDA"):
+        task(phantom_series, report_from_study=True)
