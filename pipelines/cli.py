@@ -77,6 +77,7 @@ def read(
     from pipelines import pipeline
     from pipelines.terminal import describe_reading
 
+    _hide_progress()
     if dicom and out is None:
         raise typer.BadParameter("--dicom needs --out, the folder to write into")
     words = _read_text(report) if report else None
@@ -97,7 +98,8 @@ def read(
 @app.command()
 def chat(
     prompt: Annotated[
-        str | None, typer.Argument(help="What to say; without it a conversation starts.")
+        str | None,
+        typer.Argument(help="What to say; without it a conversation starts."),
     ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video file.")] = None,
@@ -119,6 +121,7 @@ def chat(
     from multimodal.backends import GenerateOptions
     from pipelines import pipeline
 
+    _hide_progress()
     talk = pipeline("chat", model, device=device, sparsity=sparsity)
     options = GenerateOptions(max_new_tokens=max_new_tokens)
     if prompt is not None:
@@ -147,6 +150,7 @@ def transcribe(
     """Turn a dictation into text."""
     from pipelines import pipeline
 
+    _hide_progress()
     transcript = pipeline("dictation", model, device=device, sparsity=sparsity)(recording)
     typer.echo(_json(transcript.to_dict()) if as_json else transcript.text)
 
@@ -169,7 +173,7 @@ def info(
 def main() -> None:
     """Entry point: errors of this project become one line and an exit code."""
     try:
-        app()
+        app(prog_name="crossread")
     except CrossReadError as error:
         typer.echo(f"crossread: {error}", err=True)
         code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
@@ -205,6 +209,13 @@ def _typed_lines() -> Any:
             return
         if line.strip():
             yield line
+
+
+def _hide_progress() -> None:
+    """No bar of transformers for weights that load within a second."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _read_text(path: Path) -> str:
