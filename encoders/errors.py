@@ -81,3 +81,23 @@ class ContextOverflow(ModelError):
 
 class RemoteError(CrossReadError):
     """A remote model or archive failed."""
+
+
+class Unreachable(RemoteError):
+    """Nobody answers there, or the connection broke."""
+
+
+class TimedOut(RemoteError):
+    """The other side took longer than allowed."""
+
+
+class Refused(RemoteError):
+    """The other side, or our own rules about whom to talk to, said no."""
+
+
+class NotFound(RemoteError):
+    """The other side does not have what was asked for."""
+
+
+class BadAnswer(RemoteError):
+    """The other side answered with something that is not what it should be, or too large."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +53,7 @@ def _options(
 
 @app.command()
 def read(
-    study: Annotated[Path, typer.Argument(help="DICOM file, folder or zip.")],
+    study: Annotated[str, typer.Argument(help="DICOM file, folder, zip or https://…/studies/UID.")],
     report: Annotated[Path | None, typer.Option(help="The report's text; - for stdin.")] = None,
     report_from_study: Annotated[
         bool, typer.Option(help="Take the report from the study's own SR, PDF or CDA object.")
@@ -74,6 +75,7 @@ def read(
     as_json: AsJson = False,
 ) -> None:
     """Read a study with its report: what is there, and do the two agree?"""
+    from encoders.dicom.remote import on_disk
     from pipelines import pipeline
     from pipelines.terminal import describe_reading
 
@@ -84,15 +86,16 @@ def read(
     if out is not None:
         _make_folder(out)  # before the work, so that it is not lost
     task = pipeline("ct-report", model, device=device, sparsity=sparsity)
-    reading = task(study, words, dictation, ask, report_from_study=report_from_study)
+    with on_disk(study) as (path, told):
+        reading = task(path, words, dictation, ask, report_from_study=report_from_study)
+        reading = replace(reading, warnings=(*told, *reading.warnings))
+        written = reading.to_dicom(path, out) if dicom and out else []
     typer.echo(reading.to_json() if as_json else describe_reading(reading))
     if out is not None:
         for name, text in (("json", reading.to_json()), ("html", reading.to_html())):
             (out / f"reading.{name}").write_text(text, encoding="utf-8")
-        typer.echo(f"wrote {out / 'reading.json'} and {out / 'reading.html'}", err=True)
-        if dicom:
-            written = reading.to_dicom(study, out)
-            typer.echo(f"wrote {', '.join(file.name for file in written)}", err=True)
+        names = ["reading.json", "reading.html", *(file.name for file in written)]
+        typer.echo(f"wrote {', '.join(names)} into {out}", err=True)
 
 
 @app.command()
@@ -157,14 +160,16 @@ def transcribe(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="DICOM file, folder or zip.")],
+    study: Annotated[str, typer.Argument(help="DICOM file, folder, zip or https://…/studies/UID.")],
     as_json: AsJson = False,
 ) -> None:
     """Tell what a DICOM input holds, without patient identifiers."""
     from encoders.dicom import describe, scan
+    from encoders.dicom.remote import on_disk
     from pipelines.terminal import describe_study
 
-    found = describe(scan(path))
+    with on_disk(study) as (path, _):
+        found = describe(scan(path))
     typer.echo(_json(found) if as_json else describe_study(found))
     if not found["series"]:
         raise typer.Exit(EXIT_CODES[0][1])

@@ -163,7 +163,7 @@ class CtReportPipeline:
         """Read one study, or every `Case` of an iterable.
 
         Args:
-            study: DICOM file, folder, zip, or a loaded volume; or an iterable of those or of
+            study: DICOM file, folder, zip, `https://…/studies/UID`, or a loaded volume; or an iterable of those or of
                 `Case`, each with its own words. A generator comes back then, `Failed` in the
                 place of an input that could not be read.
             report: its text.
@@ -216,10 +216,13 @@ def _last(events: Iterator[Progress]) -> Reading:
 
 
 def _read(backend: Backend, case: Case) -> Iterator[Progress]:
+    from encoders.dicom.remote import on_disk
+
     started = time.perf_counter()
-    opened = _open(case.study)
-    volume, typed = opened.volume, _typed_report(case, opened)
-    problems = [*opened.problems, *typed.problems]
+    with on_disk(case.study) as (study, told):
+        opened = _open(study)
+        volume, typed = opened.volume, _typed_report(case, opened)
+    problems = [*told, *opened.problems, *typed.problems]
     session = _Session(backend, volume, problems, {"read": time.perf_counter() - started})
     transcript = None
     if case.dictation is not None:

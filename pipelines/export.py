@@ -30,8 +30,10 @@ def write_dicom(reading: Reading, study: str | Path, folder: Path) -> list[Path]
         InputError: the study can't be read, or names nothing that a result could refer to.
     """
     from encoders.dicom import scan, write_results
+    from encoders.dicom.remote import on_disk
 
-    return write_results(as_result(reading), scan(study).default(), Path(folder))
+    with on_disk(study) as (path, _):
+        return write_results(as_result(reading), scan(path).default(), Path(folder))
 
 
 def as_result(reading: Reading) -> Result:

@@ -254,10 +254,10 @@ def test_study_or_picture_that_cannot_be_referred_to_is_refused(
     phantom_series: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(phantom_series, tmp_path / "study")
-    file = scan(tmp_path / "study").default().files[0].open()
-    header = pydicom.dcmread(file)
-    del header.StudyInstanceUID
-    header.save_as(file)
+    for file in (tmp_path / "study").iterdir():
+        header = pydicom.dcmread(file)
+        del header.StudyInstanceUID
+        header.save_as(file)
     volume = load_volume(phantom_series)
     with pytest.raises(InputError, match=r"no StudyInstanceUID \(0020,000D\)"):
         _written(tmp_path / "study", tmp_path / "out", _result(volume))

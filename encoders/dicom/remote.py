@@ -1,0 +1,295 @@
+"""DICOMweb (PS3.18): find studies, fetch one into a private folder, store results.
+
+A study is fetched by its metadata first, then object by object, several at a time, straight to
+disk. Files are named by a hash, never by what the server sends; a file under its final name is
+complete, so a fetch into the same folder goes on where it was interrupted. Rules: `guarded`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from email.message import Message
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from encoders.dicom.guarded import Access, GuardedSession, limited, remote_errors
+from encoders.dicom.header import quiet_pydicom
+from encoders.errors import BadAnswer, InputError, NotFound, Refused, TimedOut, Unreachable
+from encoders.features import Problem
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+_ADDRESS = re.compile(
+    r"(?P<base>https?://[^?#]+?)(?:/studies/(?P<study>[0-9.]{1,64})"
+    r"(?:/series/(?P<series>[0-9.]{1,64}))?)?/?"
+)
+_ATTEMPTS, _PAUSE_MS = 3, 200
+_DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a search found: a study, or a series of it. The address holds identifiers."""
+
+    url: str = field(repr=False)
+    modality: str = ""
+    num_instances: int = 0
+
+
+@dataclass(frozen=True)
+class _Instance:
+    series_uid: str
+    sop_uid: str
+    num_bytes: int
+
+    @property
+    def file_name(self) -> str:
+        return hashlib.sha256(self.sop_uid.encode()).hexdigest()[:32] + ".dcm"
+
+
+@dataclass(frozen=True)
+class _Address:
+    base: str
+    study: str | None
+    series: str | None
+
+
+def is_url(study: object) -> bool:
+    """Whether a study is named by its address on a DICOMweb server."""
+    return isinstance(study, str) and study.startswith(("https://", "http://"))
+
+
+def find(url: str, access: Access | None = None, **filters: str) -> list[Match]:
+    """QIDO-RS: the studies of a server, or the series of the study a URL names.
+
+    Args:
+        url: `https://host/dicom-web`, or `https://host/dicom-web/studies/UID`.
+        access: the environment's if not given.
+        filters: attributes by keyword, such as `PatientID="..."` or `Modality="SR"`.
+
+    Raises:
+        RemoteError: see `guarded`.
+    """
+    at = _parse(url)
+    with _client(at, access or Access.from_environment()) as client:
+        if at.study is None:
+            found = client.search_for_studies(search_filters=filters, get_remaining=False)
+        else:
+            found = client.search_for_series(at.study, search_filters=filters)
+    return [_match(at, item) for item in found]
+
+
+def _match(at: _Address, item: Mapping[str, Any]) -> Match:
+    study, series = _value(item, "0020000D") or at.study, _value(item, "0020000E")
+    kinds = item.get("00080060") or item.get("00080061") or {}
+    count = _value(item, "00201209") or _value(item, "00201208") or 0
+    url = f"{at.base}/studies/{study}" + (f"/series/{series}" if series and at.study else "")
+    return Match(url, "/".join(str(k) for k in kinds.get("Value", ())), int(count))
+
+
+def _value(item: Mapping[str, Any], tag: str) -> Any:
+    values = item.get(tag, {}).get("Value") or [None]
+    return values[0]
+
+
+def store(url: str, files: Sequence[Path], access: Access | None = None) -> int:
+    """STOW-RS: send DICOM files to a server; returns how many it took.
+
+    Raises:
+        Refused: it did not take all of them; how many and with what reason code.
+        RemoteError: see `guarded`.
+    """
+    import pydicom
+
+    at = _parse(url)
+    with quiet_pydicom(), _client(at, access or Access.from_environment()) as client:
+        answer = client.store_instances([pydicom.dcmread(file) for file in files])
+    failed = answer.get("FailedSOPSequence") or []
+    if failed:
+        code = int(failed[0].get("FailureReason") or 0)
+        raise Refused(f"{len(failed)} of {len(files)} objects were not stored (reason {code:#06x})")
+    return len(files)
+
+
+@contextmanager
+def on_disk(study: T, access: Access | None = None) -> Iterator[tuple[T | Path, list[Problem]]]:
+    """A study named by its address as a folder, with what could not be fetched; others as they are.
+
+    The folder is private, temporary and gone afterwards; with `CROSSREAD_DICOM_CACHE` it stays
+    below that folder, and nothing is fetched twice.
+    """
+    if not is_url(study):
+        yield study, []
+        return
+    cache = os.environ.get("CROSSREAD_DICOM_CACHE")
+    if cache:
+        folder = Path(cache) / hashlib.sha256(str(study).encode()).hexdigest()[:32]
+        yield folder, fetch(str(study), folder, access)
+        return
+    with tempfile.TemporaryDirectory(prefix="crossread-") as temporary:
+        yield Path(temporary), fetch(str(study), Path(temporary), access)
+
+
+def fetch(url: str, folder: Path, access: Access | None = None) -> list[Problem]:
+    """WADO-RS: every object of the study (or series) a URL names, into a folder only we may read.
+
+    Objects that are there already are not fetched again. Returns those that the server listed but
+    could not give.
+
+    Raises:
+        InputError: the URL names no study.
+        BadAnswer: the study is larger than allowed.
+        RemoteError: see `guarded`.
+    """
+    at, access = _parse(url), access or Access.from_environment()
+    if at.study is None:
+        raise InputError("the address names no study; give https://host/dicom-web/studies/UID")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _client(at, access) as client:
+        if at.series is None:
+            listed = client.retrieve_study_metadata(at.study)
+        else:
+            listed = client.retrieve_series_metadata(at.study, at.series)
+    instances = _instances(listed)
+    if not instances:
+        raise NotFound("the server lists no object of this study; check the UIDs in the address")
+    if sum(i.num_bytes for i in instances) > access.max_study_bytes:
+        raise BadAnswer(
+            f"the study is larger than the {access.max_study_bytes / 2**30:.0f} GiB allowed"
+        )
+    missing = [i for i in instances if not (folder / i.file_name).exists()]
+    logger.info("fetching %d of %d objects", len(missing), len(instances))
+    with GuardedSession(at.base, access) as session, ThreadPoolExecutor(access.workers) as pool:
+        jobs = [pool.submit(_fetch_one, session, at, i, folder) for i in missing]
+        try:
+            found = [job.result() for job in jobs]
+        except BaseException:  # whatever it was: do not go on with the rest
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [problem for problem in found if problem is not None]
+
+
+def _parse(url: str) -> _Address:
+    match = _ADDRESS.fullmatch(url)
+    if match is None:
+        raise InputError(
+            "not the address of a DICOMweb server; it looks like https://host/dicom-web/studies/UID"
+        )
+    return _Address(match["base"], match["study"], match["series"])
+
+
+@contextmanager
+def _client(at: _Address, access: Access) -> Iterator[Any]:
+    from dicomweb_client import DICOMwebClient
+
+    with remote_errors(at.base), GuardedSession(at.base, access) as session:
+        client = DICOMwebClient(
+            at.base, session, timeout=access.timeout_s, permissive_uid=True
+        )  # fmt: skip
+        client.set_http_retry_params(retry=False)  # it would repeat even what our rules refuse
+        yield client
+
+
+def _instances(listed: Sequence[Mapping[str, Any]]) -> list[_Instance]:
+    """What the metadata lists, each object once, with the size its header declares."""
+    found = {}
+    for item in listed:
+        series, sop = _value(item, "0020000E"), _value(item, "00080018")
+        if not all(re.fullmatch(r"[0-9.]{1,64}", str(uid)) for uid in (series, sop)):
+            raise BadAnswer("the server lists an object without proper UIDs")
+        numbers = [_value(item, t) for t in ("00280010", "00280011", "00280002", "00280008")]
+        size = (int(_value(item, "00280100") or 8) + 7) // 8
+        for number in numbers:
+            size *= int(number or 1)
+        found[sop] = _Instance(str(series), str(sop), size)
+    return list(found.values())
+
+
+def _fetch_one(
+    session: GuardedSession, at: _Address, instance: _Instance, folder: Path
+) -> Problem | None:
+    """Fetch one object; a broken connection is tried again, what the server lacks is told."""
+    url = f"{at.base}/studies/{at.study}/series/{instance.series_uid}/instances/{instance.sop_uid}"
+    part = folder / (instance.file_name + ".part")
+    for attempt in range(_ATTEMPTS):
+        try:
+            _download(session, url, part)
+            _require_instance(part, instance)
+            part.replace(folder / instance.file_name)
+            return None
+        except (NotFound, BadAnswer) as error:
+            part.unlink(missing_ok=True)
+            return Problem("NOT_FETCHED", str(error), instance.file_name)
+        except (Unreachable, TimedOut):
+            part.unlink(missing_ok=True)
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_MS / 1000 * 2**attempt)
+    return None
+
+
+def _download(session: GuardedSession, url: str, part: Path) -> None:
+    access = session.access
+    with remote_errors(url):
+        answer = session.get(
+            url, headers={"Accept": _DICOM}, stream=True, timeout=access.timeout_s
+        )  # fmt: skip
+        answer.raise_for_status()
+        body = limited(answer, access.max_instance_bytes, access.max_seconds)
+        kind = Message()
+        kind["Content-Type"] = answer.headers.get("Content-Type", "")
+        boundary = kind.get_boundary()
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in first_part(body, boundary.encode()) if boundary else body:
+                file.write(piece)
+
+
+def first_part(chunks: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
+    """The body of the first part of a multipart message (RFC 2046 5.1), as it arrives.
+
+    Raises:
+        BadAnswer: there is none.
+        Unreachable: the message ends within it.
+    """
+    held = b""
+    for chunk in chunks:
+        held += chunk
+        if b"\r\n\r\n" in held or len(held) > 2**16:
+            break
+    _, blank, held = held.partition(b"\r\n\r\n")
+    if not blank:
+        raise BadAnswer("the answer is no multipart message")
+    end = b"\r\n--" + boundary
+    for chunk in chain([b""], chunks):
+        held += chunk
+        body, found, _ = held.partition(end)
+        if found:
+            yield body
+            return
+        safe = max(len(held) - len(end), 0)
+        yield held[:safe]
+        held = held[safe:]
+    raise Unreachable("the answer broke off in the middle of an object")
+
+
+@quiet_pydicom()
+def _require_instance(file: Path, wanted: _Instance) -> None:
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    told = None
+    with suppress(InvalidDicomError, OSError, ValueError, AttributeError, KeyError):
+        told = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+    if told is None or told.get("SOPInstanceUID") != wanted.sop_uid:
+        raise BadAnswer("the server gave something else than the object that was asked for")
