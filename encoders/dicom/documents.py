@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from xml.etree import ElementTree
 
 from encoders.dicom.header import quiet_pydicom
+from encoders.dicom.results import MANUFACTURER
 from encoders.errors import UnreadableFile
 from encoders.features import Problem
 
@@ -83,13 +84,15 @@ def read_document(document: Opener) -> ReportText:
     """The content of one document object, without its header.
 
     Raises:
-        UnreadableFile: it is broken, holds no text, or more than is safe to unpack.
+        UnreadableFile: it is a result of ours, is broken, holds no text, or more than is safe to unpack.
     """
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
         header = pydicom.dcmread(document.open())
+        if header.get("Manufacturer") == MANUFACTURER:
+            raise UnreadableFile(f"{document.name!r} is a result of CrossRead, no report to check")
         lines = _READERS[document.kind](header)
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, EOFError, OSError,
             RecursionError, NotImplementedError, InvalidDicomError, ElementTree.ParseError,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pydicom
 import pytest
 
-from encoders.dicom import load_volume
+from encoders.dicom import load_volume, scan
+from encoders.dicom.documents import report_texts
 from encoders.features import Source
 from multimodal.backends import Region
 from pipelines import pipeline
@@ -69,6 +72,34 @@ def test_pdf_is_the_same_every_time_and_takes_words_of_any_script(reading: Readi
     assert render_pdf(replace(reading, findings=(unsure,))) != render_pdf(reading)
     answered = replace(reading, answer="没有气胸。 <b>& no markup</b>")
     assert render_pdf(answered) != render_pdf(reading)
+
+
+def test_pdf_holds_the_words_of_the_reading(reading: Reading) -> None:
+    import pypdf
+
+    pages = [page.extract_text() for page in pypdf.PdfReader(io.BytesIO(render_pdf(reading))).pages]
+    told = "\n".join(pages)
+    for words in (
+        reading.verdict(),
+        "There is a left nodule.",
+        "There is a right nodule.",
+        "12 mm",
+    ):
+        assert words in told
+    assert all("not for diagnosis" in page for page in pages)
+
+
+def test_own_results_beside_a_study_are_neither_read_nor_taken_for_its_report(
+    reading: Reading, phantom_series: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantom_series, tmp_path / "study")
+    reading.to_dicom(tmp_path / "study", tmp_path / "study")
+    study = scan(tmp_path / "study")
+    assert load_volume(study.default()).digest == load_volume(phantom_series).digest
+    assert {d.kind for d in study.documents} == {"SR", "PDF"}
+    texts, problems = report_texts(study.documents)
+    assert texts == []
+    assert all("is a result of CrossRead" in p.message for p in problems)
 
 
 def test_patient_of_the_study_reaches_the_dicom_objects_and_nothing_else(
