@@ -22,6 +22,7 @@ from encoders.picture import open_picture
 from multimodal.messages import Message, from_openai, value_of
 
 if TYPE_CHECKING:
+    from encoders.dicom import ViewProfile, Views
     from encoders.vision import Preprocess
     from multimodal.configuration import MultimodalConfig
 
@@ -322,15 +323,12 @@ class MultimodalProcessor(ProcessorMixin):
         return Medium("audio", AUDIO * sum(counts), sources, log_mel=mels)
 
     def _dicom(self, value: Any) -> Medium:
-        from encoders.dicom.views import PROFILES, Views, make_views
+        from encoders.dicom.views import PROFILES, Views
 
         sense = self._sense("vision")
         views = value
-        problems: tuple[Problem, ...] = ()
         if not isinstance(value, Views):
-            volume = _open_volume(value)
-            problems = volume.problems
-            views = make_views(volume, PROFILES[sense["view_profile"]])
+            views = _open_views(value, PROFILES[sense["view_profile"]])
         pixels = self._preprocess().normalise(torch.from_numpy(views.pixels))
         n, regions = sense["tokens_per_view"], sense["num_regions"]
         words = STUDY + IMAGE * (n * len(views.sources)) + REGION * regions + STUDY_END
@@ -341,7 +339,7 @@ class MultimodalProcessor(ProcessorMixin):
             sources,
             pixels,
             torch.from_numpy(views.geometry),
-            problems=(*problems, *views.problems),
+            problems=views.problems,
             views=views.pixels,
             labels=views.labels,
         )
@@ -406,15 +404,15 @@ def _is_recording(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], np.ndarray)
 
 
-def _open_volume(value: Any) -> Any:
-    from encoders.dicom import scan
-    from encoders.dicom.volume import Volume, load_volume
+def _open_views(value: Any, profile: ViewProfile) -> Views:
+    from encoders.dicom import Volume, scan
+    from encoders.dicom.pictures import views_of, volume_views
 
-    if isinstance(value, Volume):
-        if not np.isfinite(value.voxels).all():
-            raise InvalidPixels("the volume holds NaN or infinite voxels; replace them first")
-        return value
-    return load_volume(scan(Path(value)).default())
+    if not isinstance(value, Volume):
+        return views_of(scan(Path(value)).default(), profile)
+    if not np.isfinite(value.voxels).all():
+        raise InvalidPixels("the volume holds NaN or infinite voxels; replace them first")
+    return volume_views(value, profile)
 
 
 def _batched(media: Sequence[Medium]) -> dict[str, torch.Tensor]:

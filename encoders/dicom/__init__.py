@@ -1,6 +1,7 @@
 """Everything that knows the DICOM standard; the only room that imports pydicom."""
 
 from encoders.dicom.header import SeriesInfo, SliceFile
+from encoders.dicom.pictures import Picture, load_pictures, views_of
 from encoders.dicom.results import write_results
 from encoders.dicom.series import Series, Study, describe, scan
 from encoders.dicom.views import PROFILES, ViewProfile, Views, Window, make_views
@@ -9,6 +10,7 @@ from encoders.dicom.write import write_ct_series
 
 __all__ = [
     "PROFILES",
+    "Picture",
     "Series",
     "SeriesInfo",
     "SliceFile",
@@ -18,10 +20,12 @@ __all__ = [
     "Volume",
     "Window",
     "describe",
+    "load_pictures",
     "load_preview",
     "load_volume",
     "make_views",
     "scan",
+    "views_of",
     "write_ct_series",
     "write_results",
 ]

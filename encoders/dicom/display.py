@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID", "TABLE"]
 PROJECTIONS = ("CR", "DX", "MG", "RF", "XA", "US", "OT", "SC", "IO", "PX")  # shown as stored
+OVERLAY_GROUPS = range(0x6000, 0x6020, 2)  # PS3.3 C.9.2
 _ROBUST = (0.5, 99.5)  # percent
 _SAMPLE = 2**21  # voxels that percentiles are taken from
 
@@ -135,7 +136,15 @@ def display_of(header: Any, frame: int | None = None) -> Display:
     shape = str(header.get("PresentationLUTShape", ""))
     signed = bool(header.get("PixelRepresentation", 0)) or _lowers(header)
     vois = (*_tables(holder, signed, problems), *_windows(holder, problems))
-    return Display(vois, kind == "MONOCHROME1" or shape == "INVERSE", tuple(problems))
+    inverted = kind == "MONOCHROME1" or shape == "INVERSE"
+    return Display(vois, inverted, (*problems, *overlay_problems(header)))
+
+
+def overlay_problems(header: Any) -> tuple[Problem, ...]:
+    """Overlay planes, which nobody sees unless asked for, as what they may hold: names."""
+    count = sum((group, 0x0010) in header for group in OVERLAY_GROUPS)
+    words = f"{count} overlay planes (60xx,3000) may hold words that name a patient; not shown"
+    return (Problem("OVERLAY", words),) if count else ()
 
 
 def _frame_voi(header: Any, frame: int | None) -> Any:

@@ -31,6 +31,7 @@ from encoders.dicom.decoder import (
     decode_frame,
     submit,
 )
+from encoders.dicom.display import OVERLAY_GROUPS
 from encoders.dicom.elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.errors import InputError, UnreadableFile, UnsupportedTransferSyntax
@@ -249,6 +250,7 @@ def _read(stream: IO[bytes]) -> tuple[Any, str]:
     from pydicom.tag import Tag
 
     wanted: list[Any] = [*(Tag(k) for k in _KEYWORDS), Tag(tags.PHILIPS_SCALE)]
+    wanted += [Tag(group, 0x0010) for group in OVERLAY_GROUPS]  # their rows: that there are any
     start = stream.read(2048)
     if DEFLATED.encode() in start:
         return _read_deflated(start + stream.read(), wanted), DEFLATED

@@ -1,0 +1,290 @@
+"""Images that form no volume, as pictures: X-ray, ultrasound, captures, colour, cine.
+
+Grey goes through the modality and VOI transformations, colour through its colour space or palette;
+three channels come out. What is drawn over an image (overlays) stays out unless asked for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from encoders.dicom.display import OVERLAY_GROUPS, PROJECTIONS, overlay_problems
+from encoders.dicom.header import SliceFile, quiet_pydicom
+from encoders.dicom.kinds import is_ct
+from encoders.dicom.palette import palette_of
+from encoders.dicom.pixels import Pixels, read_pixels
+from encoders.dicom.series import Series
+from encoders.dicom.views import ViewProfile, Views, make_views
+from encoders.dicom.volume import Volume, load_volume
+from encoders.errors import InputError, UnreadableFile
+from encoders.features import Problem, Source
+
+_CENTIMETRES = 3  # Physical Units X/Y Direction (0018,6024/6026), PS3.3 C.8.5.5.1.15
+
+
+@dataclass(frozen=True)
+class Region:
+    """A calibrated part of an ultrasound picture (PS3.3 C.8.5.5): pixels and mm for each pixel."""
+
+    box: tuple[int, int, int, int]
+    mm_per_pixel: tuple[float, float] | None
+
+    def holds(self, point: tuple[float, float]) -> bool:
+        """Whether a picture point (x, y) lies in it."""
+        x0, y0, x1, y1 = self.box
+        return x0 <= point[0] <= x1 and y0 <= point[1] <= y1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, or one frame of it, as people see it.
+
+    Attributes:
+        pixels: uint8 `[rows, columns, 3]`, as stored: pixels need not be square.
+        name: the file's name in the input.
+        index: the image's place in its series.
+        seconds: of a cine frame, from its start.
+        spacing_mm: row and column distance, None where it is not calibrated.
+        aspect: height of a pixel divided by its width.
+        regions: ultrasound calibration.
+    """
+
+    pixels: np.ndarray
+    name: str
+    index: int = 0
+    frame: int | None = None
+    seconds: float | None = None
+    spacing_mm: tuple[float, float] | None = None
+    aspect: float = 1.0
+    regions: tuple[Region, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def mm_between(self, a: tuple[float, float], b: tuple[float, float]) -> float | None:
+        """The distance of two points (x, y); None where nothing says how long a pixel is.
+
+        An ultrasound region counts only if it holds both points and measures lengths both ways.
+        """
+        step = None
+        if self.regions:
+            both = [r for r in self.regions if r.holds(a) and r.holds(b)]
+            step = both[-1].mm_per_pixel if both else None  # later regions lie over earlier ones
+        elif self.spacing_mm:
+            step = (self.spacing_mm[1], self.spacing_mm[0])
+        if step is None:
+            return None
+        return float(np.hypot((a[0] - b[0]) * step[0], (a[1] - b[1]) * step[1]))
+
+    def squared(self) -> np.ndarray:
+        """The pixels with square ones: the coarser direction is resampled to the finer."""
+        rows, columns = self.pixels.shape[:2]
+        if self.aspect >= 1:
+            return _resized(self.pixels, round(rows * self.aspect), columns)
+        return _resized(self.pixels, rows, round(columns / self.aspect))
+
+
+def views_of(series: Series, profile: ViewProfile) -> Views:
+    """The views of any series: a volume's by `make_views`, other images as pictures.
+
+    Raises:
+        InputError: nothing of it can be decoded.
+    """
+    if not series.is_volume and not is_ct(series.files[0].sop_class, series.info.modality):
+        return picture_views(load_pictures(series, profile.num_views), profile)
+    return volume_views(load_volume(series), profile)
+
+
+def volume_views(volume: Volume, profile: ViewProfile) -> Views:
+    """`make_views`, and the volume's own problems among those of the views."""
+    views = make_views(volume, profile)
+    return replace(views, problems=(*volume.problems, *views.problems))
+
+
+def picture_views(pictures: Sequence[Picture], profile: ViewProfile) -> Views:
+    """Pictures as views: square pixels, padded with black to the profile's size."""
+    squares = [picture.squared() for picture in pictures]
+    side = profile.size or max(max(square.shape[:2]) for square in squares)
+    pixels = np.zeros((len(squares), side, side, 3), np.uint8)
+    sources = []
+    for out, square, picture in zip(pixels, squares, pictures, strict=True):
+        scale = 1.0 if profile.size is None else side / max(square.shape[:2])
+        height, width = (max(round(n * scale), 1) for n in square.shape[:2])
+        top, left = (side - height) // 2, (side - width) // 2
+        out[top : top + height, left : left + width] = _resized(square, height, width)
+        rows, columns = picture.pixels.shape[:2]
+        sx, sy = columns / width, rows / height
+        way = (sx, 0.0, -left * sx, 0.0, sy, -top * sy)
+        seconds = None if picture.seconds is None else (picture.seconds, picture.seconds)
+        sources.append(
+            Source("dicom", slice_index=picture.index, window=profile.name, seconds=seconds, pixel_map=way)
+        )  # fmt: skip
+    labels = tuple(profile.label.format(number=k + 1) for k in range(len(squares)))
+    problems = tuple(dict.fromkeys(p for picture in pictures for p in picture.problems))
+    geometry = np.zeros((len(squares), 11), np.float32)
+    return Views(np.moveaxis(pixels, -1, 1), geometry, tuple(sources), problems, labels)
+
+
+def load_pictures(series: Series, limit: int = 16, *, overlays: bool = False) -> list[Picture]:
+    """At most `limit` pictures of a series; of more images or cine frames evenly chosen ones.
+
+    Args:
+        series: of any kind.
+        limit: the most pictures.
+        overlays: burn overlay planes in; by default they are left out, as they may name people.
+
+    Raises:
+        InputError: none of its images can be decoded; the first one's reason.
+    """
+    frames = [(i, f, k) for i, f in enumerate(series.files) for k in _frames_of(f)]
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(limit, len(frames))).round().astype(int))
+    pictures, failed = [], []
+    for index, file, frame in (frames[k] for k in chosen):
+        try:
+            pictures.append(_picture(series, replace(file, frame=frame), index, overlays))
+        except InputError as error:
+            failed.append((Problem("CORRUPT_SLICE", str(error), file.name), error))
+    if not pictures:
+        raise failed[0][1]
+    problems = (*series.problems, *pictures[0].problems, *(problem for problem, _ in failed))
+    return [replace(pictures[0], problems=problems), *pictures[1:]]
+
+
+def _frames_of(file: SliceFile) -> Iterator[int | None]:
+    if file.frame is not None or file.stored.frames < 2:
+        yield file.frame
+    else:
+        yield from range(file.stored.frames)
+
+
+@quiet_pydicom()
+def _picture(series: Series, file: SliceFile, index: int, overlays: bool) -> Picture:
+    import pydicom
+
+    decoded = read_pixels(file)  # first: it checks the limits before anything is unpacked
+    target = file.open()
+    header = pydicom.dcmread(target, stop_before_pixels=True, force=True)
+    if isinstance(target, io.BytesIO):
+        target.close()
+    try:
+        rgb, problems = _rgb(series, file, decoded, header)
+    except ValueError as error:
+        raise UnreadableFile(f"{file.name!r} cannot be coloured: {error}") from error
+    problems += overlay_problems(header)
+    if overlays:
+        rgb = _burnt_in(rgb, header, file.frame or 0)
+    spacing = file.spacing
+    return Picture(
+        rgb, file.name, index, file.frame, _seconds(header, file.frame),
+        (spacing[0], spacing[1]) if spacing else None, _aspect(header, spacing),
+        tuple(_regions(header)), problems,
+    )  # fmt: skip
+
+
+def _rgb(
+    series: Series, file: SliceFile, decoded: Pixels, header: Any
+) -> tuple[np.ndarray, tuple[Problem, ...]]:
+    """uint8 `[rows, columns, 3]` of stored values, by what they mean."""
+    if decoded.stored.ndim == 3:
+        return _in_srgb(_colour(decoded), header, file.name)
+    palette = palette_of(header)
+    if palette is not None and not palette.supplemental:
+        return _in_srgb(palette.apply(decoded.stored), header, file.name)
+    volume = load_volume(replace(series, files=(file,), is_volume=False, problems=()))
+    told_otherwise = ("NO_GEOMETRY", "OVERLAY")  # a picture needs no place; overlays: see below
+    problems = tuple(p for p in volume.problems if p.code not in told_otherwise)
+    robust = volume.info.modality not in PROJECTIONS and not volume.display.vois
+    voi = volume.display.choose(volume.voxels, robust)
+    grey = volume.display.grey(volume.voxels[0], voi)
+    if palette is not None:
+        return palette.apply(decoded.stored, grey), problems
+    return np.repeat(grey[..., None], 3, -1), problems
+
+
+def _colour(decoded: Pixels) -> np.ndarray:
+    """Colour samples as 8-bit RGB (PS3.3 C.7.6.3.1.2)."""
+    stored = decoded.stored[..., :3]
+    eight = (stored >> max(decoded.bits - 8, 0)).astype(np.uint8)
+    if decoded.photometric in ("YBR_FULL", "YBR_FULL_422"):
+        from pydicom.pixels.processing import convert_color_space
+
+        return convert_color_space(eight, "YBR_FULL", "RGB")
+    return eight
+
+
+def _in_srgb(rgb: np.ndarray, header: Any, name: str) -> tuple[np.ndarray, tuple[Problem, ...]]:
+    """Colours of the image's ICC profile (0028,2000), where it has one, as sRGB."""
+    if not header.get("ICCProfile"):
+        return rgb, ()
+    from PIL.ImageCms import PyCMSError
+    from pydicom.pixels.processing import apply_icc_profile
+
+    try:
+        return apply_icc_profile(rgb.copy(), header, color_space="sRGB"), ()
+    except (PyCMSError, ValueError, OSError):  # what a broken profile raises
+        words = "a colour profile (0028,2000) that cannot be used; colours are shown without it"
+        return rgb, (Problem("BAD_ICC_PROFILE", words, name),)
+
+
+def _burnt_in(rgb: np.ndarray, header: Any, frame: int) -> np.ndarray:
+    """Overlay planes drawn in white; ones in unused bits of the pixels (retired) are not."""
+    out = rgb.copy()
+    for group in (g for g in OVERLAY_GROUPS if (g, 0x3000) in header):
+        plane = header.overlay_array(group)
+        if plane.ndim == 3:
+            plane = plane[min(frame, len(plane) - 1)]
+        top, left = (int(v) - 1 for v in (header[group, 0x0050].value if (group, 0x0050) in header else (1, 1)))  # fmt: skip
+        rows, columns = np.nonzero(plane)
+        rows, columns = rows + top, columns + left
+        inside = (rows >= 0) & (rows < out.shape[0]) & (columns >= 0) & (columns < out.shape[1])
+        out[rows[inside], columns[inside]] = 255
+    return out
+
+
+def _seconds(header: Any, frame: int | None) -> float | None:
+    """When a cine frame was taken, by Frame Time or Frame Time Vector (PS3.3 C.7.6.5), in ms."""
+    if frame is None:
+        return None
+    steps = header.get("FrameTimeVector")
+    if isinstance(steps, Sequence) and len(steps) > frame:
+        return float(sum(float(step) for step in steps[: frame + 1])) / 1000
+    step = header.get("FrameTime")
+    return float(step) * frame / 1000 if step not in (None, "") else None
+
+
+def _aspect(header: Any, spacing: Sequence[float] | None) -> float:
+    """Height of a pixel divided by its width: by spacing, else Pixel Aspect Ratio (0028,0034)."""
+    ratio = spacing or header.get("PixelAspectRatio") or (1, 1)
+    try:
+        height, width = (float(v) for v in ratio)
+    except (TypeError, ValueError):
+        return 1.0
+    found = height / width if width > 0 else 1.0
+    return found if 0.1 <= found <= 10 else 1.0
+
+
+def _regions(header: Any) -> Iterator[Region]:
+    for item in header.get("SequenceOfUltrasoundRegions") or ():
+        names = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")  # fmt: skip
+        corners = [item.get(name) for name in names]
+        if any(corner is None for corner in corners):
+            continue
+        x0, y0, x1, y1 = (int(corner) for corner in corners)
+        units = (item.get("PhysicalUnitsXDirection"), item.get("PhysicalUnitsYDirection"))
+        deltas = (item.get("PhysicalDeltaX"), item.get("PhysicalDeltaY"))
+        step = None
+        if units == (_CENTIMETRES, _CENTIMETRES) and all(deltas):
+            step = (abs(float(deltas[0])) * 10, abs(float(deltas[1])) * 10)
+        yield Region((x0, y0, x1, y1), step)
+
+
+def _resized(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    from PIL import Image
+
+    if pixels.shape[:2] == (rows, columns):
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
