@@ -1,7 +1,8 @@
 """Which series opens by default, and why.
 
-A CT volume is preferred, then one that covers the patient, is axial, original, of a soft kernel, of
-1 to 5 mm, and has the most slices: each wish decides only between those equal in all before it.
+A CT volume is preferred, then one that is no short test series, is original, axial, of a soft
+kernel, of 1 to 5 mm, and has the most slices: each wish decides only between those equal in all
+before it.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def choose(series: Sequence[Series]) -> tuple[int, str]:
         ("a picture of the patient, no screen or localizer", lambda s: s.kind in _PATIENT),
         ("a CT volume", lambda s: _is_volume_of(s, "CT")),
         ("a volume", lambda s: s.is_volume),
-        ("covers most of what was scanned", lambda s: _extent(s) >= longest / 2),
+        ("no short test series", lambda s: _extent(s) >= longest / 4),
         ("original, no reformat", lambda s: s.kind == "image" and _is_original(s)),
         ("axial", lambda s: s.info.plane == "axial"),
-        ("soft kernel", lambda s: (False, None, True).index(is_soft(s.info.kernel))),
+        ("softest kernel", lambda s: (False, None, True).index(is_soft(s.info.kernel))),
         ("1 to 5 mm", lambda s: 1 <= _thickness(s) <= 5),
         ("most slices", lambda s: len(s.files)),
     ]
@@ -57,7 +58,7 @@ def choose(series: Sequence[Series]) -> tuple[int, str]:
         marks = {i: int(wish(series[i])) for i in left}
         best = max(marks.values())
         kept = [i for i in left if marks[i] == best]
-        if best and (len(kept) < len(left) or (len(series) == 1 and name != "most slices")):
+        if best and len(kept) < len(left):
             met.append(name)
         left = kept
     if len(series) == 1:

@@ -171,7 +171,7 @@ def _encoding(data: bytes, start: int, out: Elements, whole: bool, lenient: bool
             raise Flaw("not a DICOM file", "NOT_DICOM")
         out.syntax = says = looks
     out.little = says != BIG_ENDIAN
-    if lenient and not out.meta:
+    if out.prefix and not out.meta:
         out.prefix += _meta_header(out.syntax)
     return says != IMPLICIT
 
@@ -342,10 +342,10 @@ class Values:
         """The first of decimal strings."""
         return next(iter(self.numbers(tag)), None)
 
-    def unsigned(self, tag: int, default: int = 0) -> int:
-        """One binary number (VR US or UL)."""
+    def unsigned(self, tag: int, default: int = 0, size: int = 2) -> int:
+        """One binary number of so many bytes (VR US; UL has 4)."""
         raw = self.tree.get(tag)
-        if not isinstance(raw, bytes) or len(raw) not in (2, 4):
+        if not isinstance(raw, bytes) or len(raw) != size:
             return default
         return int.from_bytes(raw, self.order)
 

@@ -326,7 +326,7 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
     traits = whole.traits._replace(
         image_type=frame_type,
         stack=content.text(tags.STACK),
-        phase=str(content.unsigned(tags.PHASE_INDEX) or "")
+        phase=str(content.unsigned(tags.PHASE_INDEX, size=4) or "")
         or str(groups[tags.PHASE_SEQUENCE].double(tags.PHASE_OFFSET) or ""),
         acquisition=str(content.unsigned(tags.FRAME_ACQUISITION) or ""),
         trigger=str(groups[tags.CARDIAC].double(tags.TRIGGER_DELAY) or ""),

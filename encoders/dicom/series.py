@@ -7,7 +7,7 @@ told of a study names no patient and no UID.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,12 +105,17 @@ def scan(path: Path | str, *, lenient: bool = False) -> Study:
         problems += header.problems
         if header.document:
             documents.append(header.document)
-    slices.sort(key=_identity)  # so that the order of files changes nothing
-    series = tuple(sorted(map(_make_series, stacks_of(slices)), key=_number))
+    series = series_of(slices)
     if len({s.files[0].study_uid for s in series}) > 1:
         words = "images of several studies, perhaps of several patients; they are kept apart"
         problems.append(Problem("SEVERAL_STUDIES", words))
     return Study(series, tuple(problems), tuple(documents))
+
+
+def series_of(slices: Iterable[SliceFile]) -> tuple[Series, ...]:
+    """Slices put together, split and sorted, by SeriesNumber; in which order they come is the same."""
+    ordered = sorted(slices, key=_identity)
+    return tuple(sorted(map(_make_series, stacks_of(ordered)), key=_number))
 
 
 def describe(study: Study) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 ROOT = "1.2.826.0.1.3680043.10.1470.9."
 EXPLICIT = "1.2.840.10008.1.2.1"
 
@@ -56,3 +57,41 @@ def write_stack(folder: Path, numbers: Sequence[int], /, **attributes: Any) -> P
         uid = f"{ROOT}3.{len(prefix) + 1}.{prefix and ord(prefix[0])}0.{place + 1}"
         write_slice(folder / f"{prefix}{names[place]}", number, **{"SOPInstanceUID": uid, **each})
     return folder
+
+
+def write_enhanced(path: Path, heights: Sequence[float], /, **attributes: Any) -> Path:
+    """An Enhanced CT of one frame per height in mm; frame i is filled with the value i."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence as Items
+
+    def item(**values: Any) -> Any:
+        found = Dataset()
+        for keyword, value in values.items():
+            setattr(found, keyword, value)
+        return found
+
+    frames = []
+    for number, height in enumerate(heights):
+        place = item(ImagePositionPatient=[0, 0, height])
+        value = item(RescaleSlope=1, RescaleIntercept=-1000 - number, RescaleType="HU")
+        frames.append(
+            item(
+                PlanePositionSequence=Items([place]),
+                PixelValueTransformationSequence=Items([value]),
+                FrameContentSequence=Items([item(StackID="1", InStackPositionNumber=number + 1)]),
+            )
+        )
+    shared = item(
+        PlaneOrientationSequence=Items([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
+        PixelMeasuresSequence=Items([item(PixelSpacing=[0.5, 0.5], SliceThickness=2)]),
+        CTImageFrameTypeSequence=Items([item(FrameType=["ORIGINAL", "PRIMARY", "AXIAL", "NONE"])]),
+    )
+    own: dict[str, Any] = {
+        "SOPClassUID": ENHANCED_CT, "NumberOfFrames": len(heights),
+        "ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None,
+        "RescaleSlope": None, "RescaleIntercept": None,
+        "SharedFunctionalGroupsSequence": Items([shared]),
+        "PerFrameFunctionalGroupsSequence": Items(frames),
+        "PixelData": b"".join(np.full(16, i, "<i2").tobytes() for i in range(len(heights))),
+    }  # fmt: skip
+    return write_slice(path, **{**own, **attributes})
