@@ -51,6 +51,14 @@ class UnreadableAudio(InputError):
     """A recording cannot be decoded, is empty or holds non-finite samples."""
 
 
+class InvalidOption(InputError):
+    """An option is unknown, or contradicts another."""
+
+
+class BurnedInText(InputError):
+    """Pictures may show patient data as text, and nobody said that they were checked."""
+
+
 class InvalidMessage(InputError):
     """A message, part or option is malformed."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as PilImage
 
-    from encoders.dicom.volume import Volume
+    from encoders.dicom import Series, Volume
 
 Role = Literal["system", "user", "assistant"]
 
@@ -54,9 +54,9 @@ class Audio:
 
 @dataclass(frozen=True)
 class Study:
-    """A DICOM input: a file, folder or zip (its default series is used), or a loaded volume."""
+    """A DICOM input: a path (its default series is used), a series, or a loaded volume."""
 
-    study: Path | Volume
+    study: Path | Series | Volume
 
 
 Part = Text | Image | Video | Audio | Study

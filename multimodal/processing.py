@@ -405,14 +405,15 @@ def _is_recording(value: Any) -> bool:
 
 
 def _open_views(value: Any, profile: ViewProfile) -> Views:
-    from encoders.dicom import Volume, scan
+    from encoders.dicom import Series, Volume, let_through, scan
     from encoders.dicom.pictures import views_of, volume_views
 
     if not isinstance(value, Volume):
-        return views_of(scan(Path(value)).default(), profile)
+        series = value if isinstance(value, Series) else scan(Path(value)).default()
+        return views_of(let_through(series), profile)
     if not np.isfinite(value.voxels).all():
         raise InvalidPixels("the volume holds NaN or infinite voxels; replace them first")
-    return volume_views(value, profile)
+    return volume_views(let_through(value), profile)
 
 
 def _batched(media: Sequence[Medium]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ import typer
 from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
 
 if TYPE_CHECKING:
+    from encoders.dicom import Series
     from multimodal.messages import Message, Part
 
 EXIT_CODES = ((InputError, 3), (ModelError, 4), (RemoteError, 5))
@@ -36,6 +37,12 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Sparsity = Annotated[
     float | None, typer.Option(min=0.0, max=0.9, help="Share of MLP neurons left out per token.")
+]
+AllowBurnedIn = Annotated[
+    bool,
+    typer.Option(
+        "--allow-burned-in", help="Read pictures that may show patient data as text; look first."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -72,6 +79,7 @@ def read(
     model: Model = None,
     device: Device = "auto",
     sparsity: Sparsity = None,
+    allow_burned_in: AllowBurnedIn = False,
     as_json: AsJson = False,
 ) -> None:
     """Read a study with its report: what is there, and do the two agree?"""
@@ -87,7 +95,14 @@ def read(
         _make_folder(out)  # before the work, so that it is not lost
     task = pipeline("ct-report", model, device=device, sparsity=sparsity)
     with on_disk(study) as (path, told):
-        reading = task(path, words, dictation, ask, report_from_study=report_from_study)
+        reading = task(
+            path,
+            words,
+            dictation,
+            ask,
+            report_from_study=report_from_study,
+            allow_burned_in=allow_burned_in,
+        )
         reading = replace(reading, warnings=(*told, *reading.warnings))
         written = reading.to_dicom(path, out) if dicom and out else []
     typer.echo(reading.to_json() if as_json else describe_reading(reading))
@@ -112,14 +127,16 @@ def chat(
     device: Device = "auto",
     sparsity: Sparsity = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    allow_burned_in: AllowBurnedIn = False,
     as_json: AsJson = False,
 ) -> None:
     """Talk to the model about pictures, videos, recordings and DICOM."""
     from multimodal.messages import Audio, Image, Study, Video, user
 
+    studies = [_vouched(p) if allow_burned_in else p for p in dicom or ()]
     media: list[Part] = [
         *(Image(p) for p in image or ()), *(Video(p) for p in video or ()),
-        *(Audio(p) for p in audio or ()), *(Study(p) for p in dicom or ()),
+        *(Audio(p) for p in audio or ()), *(Study(s) for s in studies),
     ]  # fmt: skip
     from multimodal.backends import GenerateOptions
     from pipelines import pipeline
@@ -183,6 +200,12 @@ def main() -> None:
         typer.echo(f"crossread: {error}", err=True)
         code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
         raise SystemExit(code) from None
+
+
+def _vouched(study: Path) -> Series:
+    from encoders.dicom import let_through, scan
+
+    return let_through(scan(study).default(), allow_burned_in=True)
 
 
 def _say(talk: Any, history: list[Message], options: Any, as_json: bool) -> Message:

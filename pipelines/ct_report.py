@@ -67,6 +67,7 @@ class Case:
     dictation: Recording | None = None
     question: str | None = None
     report_from_study: bool = False
+    allow_burned_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,26 +128,16 @@ class CtReportPipeline:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str
-        self,
-        study: Input,
-        report: str | None = None,
-        dictation: Recording | None = None,
-        question: str | None = None,
-        *,
-        report_from_study: bool = False,
-        stream: Literal[False] = False,
-    ) -> Reading: ...
+        self, study: Input, report: str | None = None, dictation: Recording | None = None,
+        question: str | None = None, *, report_from_study: bool = False,
+        allow_burned_in: bool = False, stream: Literal[False] = False,
+    ) -> Reading: ...  # fmt: skip
     @overload
     def __call__(
-        self,
-        study: Input,
-        report: str | None = None,
-        dictation: Recording | None = None,
-        question: str | None = None,
-        *,
-        report_from_study: bool = False,
-        stream: Literal[True],
-    ) -> Iterator[Progress]: ...
+        self, study: Input, report: str | None = None, dictation: Recording | None = None,
+        question: str | None = None, *, report_from_study: bool = False,
+        allow_burned_in: bool = False, stream: Literal[True],
+    ) -> Iterator[Progress]: ...  # fmt: skip
     @overload
     def __call__(self, study: Iterable[Case | Input]) -> Iterator[Reading | Failed]: ...
 
@@ -158,6 +149,7 @@ class CtReportPipeline:
         question: str | None = None,
         *,
         report_from_study: bool = False,
+        allow_burned_in: bool = False,
         stream: bool = False,
     ) -> Reading | Iterator[Progress] | Iterator[Reading | Failed]:
         """Read one study, or every `Case` of an iterable.
@@ -170,10 +162,12 @@ class CtReportPipeline:
             dictation: a recording of (more of) the report.
             question: anything else to ask of the study.
             report_from_study: take the report from the study's own SR, PDF or CDA object instead.
+            allow_burned_in: read pictures that may show text about the patient; look first.
             stream: give findings, discrepancies and the answer's tokens as they are made, the
                 `Reading` last.
 
         Raises:
+            BurnedInText: the pictures may show patient data and nobody vouches for them.
             InputError: study or recording cannot be used, saying why; words given beside many
                 studies.
             ModelError: the model cannot do this task.
@@ -183,14 +177,16 @@ class CtReportPipeline:
                 f"{self.backend.capabilities().name} cannot see; choose a model with a vision tower"
             )
         if not _is_input(study):
-            given = (report, dictation, question, report_from_study, stream)
-            if given != (None, None, None, False, False):
+            given = (report, dictation, question, report_from_study, stream, allow_burned_in)
+            if given != (None, None, None, False, False, False):
                 raise InvalidMessage(
                     "many studies cannot share a report, dictation, question or stream;"
                     " give an iterable of pipelines.ct_report.Case"
                 )
             return run_each(cast("Iterable[Case | Input]", study), self._one, "studies")
-        case = Case(cast("Input", study), report, dictation, question, report_from_study)
+        case = Case(
+            cast("Input", study), report, dictation, question, report_from_study, allow_burned_in
+        )
         events = _read(self.backend, case)
         return events if stream else _last(events)
 
@@ -220,7 +216,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
 
     started = time.perf_counter()
     with on_disk(case.study) as (study, told):
-        opened = _open(study)
+        opened = _open(study, case.allow_burned_in)
         volume, typed = opened.volume, _typed_report(case, opened)
     problems = [*told, *opened.problems, *typed.problems]
     session = _Session(backend, volume, problems, {"read": time.perf_counter() - started})
@@ -286,11 +282,12 @@ def _provenance(backend: Backend) -> dict[str, str]:
     }
 
 
-def _open(study: Input) -> _Opened:
-    from encoders.dicom import Volume, load_volume, scan
+def _open(study: Input, allow_burned_in: bool) -> _Opened:
+    from encoders.dicom import Volume, let_through, load_volume, scan
 
     if isinstance(study, Volume):
-        return _Opened(study, study.problems)
+        volume = let_through(study, allow_burned_in=allow_burned_in)
+        return _Opened(volume, volume.problems)
     found = scan(study)
     series = found.default()
     problems = list(found.problems)
@@ -299,7 +296,7 @@ def _open(study: Input) -> _Opened:
         images = f"{info.num_slices} image{'s'[: info.num_slices != 1]}"
         message = f"read the {info.modality} series of {images}; {others} other series left unread"
         problems.append(Problem("SERIES_CHOSEN", message))
-    volume = load_volume(series)
+    volume = let_through(load_volume(series), allow_burned_in=allow_burned_in)
     return _Opened(volume, (*problems, *volume.problems), found.documents)
 
 

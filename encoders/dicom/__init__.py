@@ -1,5 +1,6 @@
 """Everything that knows the DICOM standard; the only room that imports pydicom."""
 
+from encoders.dicom.gate import let_through
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.pictures import Picture, load_pictures, views_of
 from encoders.dicom.results import write_results
@@ -20,6 +21,7 @@ __all__ = [
     "Volume",
     "Window",
     "describe",
+    "let_through",
     "load_pictures",
     "load_preview",
     "load_volume",

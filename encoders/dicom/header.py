@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from encoders.dicom import tags
+from encoders.dicom import tags, vocabulary
+from encoders.dicom.burned_in import BurnedIn, burned_in_risk
 from encoders.dicom.elements import Elements, Flaw, Tree, Values, read_elements, text
 from encoders.dicom.intake import Origin, read_start
 from encoders.dicom.kinds import (
@@ -128,6 +129,7 @@ class SliceFile:
     echo: str = ""
     traits: Traits = field(default_factory=Traits)
     part: Part | None = None
+    burned_in: BurnedIn | None = None  # None: its header tells of no risk
     stored: Stored = field(default_factory=Stored)
     info: SeriesInfo = field(default_factory=SeriesInfo, repr=False)
     prefix: bytes = field(default=b"", repr=False)  # preamble and meta header the file lacks
@@ -264,8 +266,22 @@ def _whole(
         series_number=values.text(tags.SERIES_NUMBER),
         instance_number=values.integer(tags.INSTANCE_NUMBER), kernel=values.text(tags.KERNEL),
         echo=values.text(tags.ECHO), traits=traits, part=part, stored=stored,
+        burned_in=_burned_in(values, sop_class),
         info=_info(values, rows, columns), prefix=found.prefix,
     )  # fmt: skip
+
+
+def _burned_in(values: Values, sop_class: str) -> BurnedIn | None:
+    facts = {
+        "SOPClassUID": sop_class, "Modality": values.text(tags.MODALITY),
+        "ImageType": values.texts(tags.IMAGE_TYPE), "ConversionType": values.text(tags.CONVERSION),
+        "BurnedInAnnotation": values.text(tags.BURNED_IN),
+        "Manufacturer": values.text(tags.MANUFACTURER),
+        "ManufacturerModelName": values.text(tags.MODEL),
+        "Rows": values.unsigned(tags.ROWS), "Columns": values.unsigned(tags.COLUMNS),
+    }  # fmt: skip
+    risk = burned_in_risk(facts, sum(tag in values.tree for tag in tags.OVERLAYS))
+    return risk if risk.at_risk else None
 
 
 def _stored(values: Values, found: Elements) -> Stored:
@@ -385,12 +401,14 @@ def _info(values: Values, rows: int, columns: int) -> SeriesInfo:
     agent = values.tree.get(tags.CONTRAST_AGENT)
     contrast = None if agent is None else bool(values.text(tags.CONTRAST_AGENT))
     return SeriesInfo(
-        modality=values.code(tags.MODALITY), body_part=values.code(tags.BODY_PART),
-        sex=values.code(tags.SEX, "[MFO]?"), age_bucket=bucket,
+        modality=vocabulary.modality(values.text(tags.MODALITY)),
+        body_part=vocabulary.body_part(values.text(tags.BODY_PART)),
+        sex=vocabulary.sex(values.text(tags.SEX)), age_bucket=bucket,
         slice_thickness_mm=values.number(tags.THICKNESS),
-        kernel=values.code(tags.KERNEL, r"[\w +.\-]{0,16}"),
+        kernel=vocabulary.kernel(values.text(tags.KERNEL)),
         contrast=True if values.items(tags.CONTRAST_SEQUENCE) else contrast,
-        kvp=values.number(tags.KVP), patient_position=values.code(tags.PATIENT_POSITION),
+        kvp=values.number(tags.KVP),
+        patient_position=vocabulary.patient_position(values.text(tags.PATIENT_POSITION)),
         rows=rows, columns=columns,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from encoders.dicom import tags
 from encoders.dicom.elements import Flaw, read_elements, text
 from encoders.dicom.kinds import MEDIA_DIRECTORY
+from encoders.dicom.vocabulary import shown_name
 from encoders.errors import MissingInput, UnreadableFile
 from encoders.features import Problem
 
@@ -121,7 +122,7 @@ def _zip_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
                 if not _is_left_out(entry.filename, flaw, problems):
                     yield _base_name(entry.filename), _zip_member(path, archive, file, entry)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
-        raise UnreadableFile(f"{path.name!r} is a broken zip; pack it again") from error
+        raise UnreadableFile(f"{shown_name(path.name)!r} is a broken zip; pack it again") from error
 
 
 def _zip_member(
@@ -161,7 +162,9 @@ def _tar_members(path: Path, gzipped: bool, problems: list[Problem]) -> Iterator
                         yield name, member.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         if not count:
-            raise UnreadableFile(f"{path.name!r} is a broken tar; pack it again") from error
+            raise UnreadableFile(
+                f"{shown_name(path.name)!r} is a broken tar; pack it again"
+            ) from error
         words = f"the archive is broken after {count} members; the rest is lost"
         problems.append(Problem("TRUNCATED_ARCHIVE", words, path.name))
 
@@ -223,7 +226,7 @@ def _require_safe(path: Path, count: int, total: int) -> None:
     ratio = total / max(path.stat().st_size, 1)
     if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES or (total > SMALL and ratio > MAX_RATIO):
         raise UnreadableFile(
-            f"{path.name!r} holds {count} files or more that unpack to {total / 2**20:.0f} MiB"
+            f"{shown_name(path.name)!r} holds {count} files or more that unpack to {total / 2**20:.0f} MiB"
             f" ({ratio:.0f} times its size): refused as unsafe"
         )
 

@@ -20,6 +20,7 @@ from encoders.dicom.grouping import Stack, heights_of, stacks_of
 from encoders.dicom.header import Document, Part, SeriesInfo, SliceFile, plane_of, read_header
 from encoders.dicom.intake import members
 from encoders.dicom.kinds import Kind
+from encoders.dicom.vocabulary import shown_name
 from encoders.errors import NotDicom
 from encoders.features import Problem
 
@@ -96,15 +97,17 @@ def scan(path: Path | str, *, lenient: bool = False) -> Study:
         MissingInput: the path does not exist.
         UnreadableFile: an archive that is broken, or unpacks to more than is safe.
     """
+    left_out: list[Problem] = []
     problems: list[Problem] = []
     slices: list[SliceFile] = []
     documents = []
-    for name, source in members(Path(path), problems):
-        header = read_header(name, source, lenient=lenient)
+    for name, source in members(Path(path), left_out):
+        header = read_header(shown_name(name), source, lenient=lenient)
         slices += header.slices
         problems += header.problems
         if header.document:
             documents.append(header.document)
+    problems += [replace(p, subject=shown_name(p.subject)) for p in left_out]
     series = series_of(slices)
     if len({s.files[0].study_uid for s in series}) > 1:
         words = "images of several studies, perhaps of several patients; they are kept apart"
@@ -171,7 +174,8 @@ def _make_series(stack: Stack) -> Series:
     words = f"{len(stack.files)} {plane} slices of one orientation, matrix and spacing"
     if first.kind == "reformat":
         words += ", reformatted from others"
-    problems = (*stack.problems, *_lost_parts(stack.files))
+    risky = [f.burned_in.problem(f.name) for f in stack.files if f.burned_in][:1]
+    problems = (*stack.problems, *_lost_parts(stack.files), *risky)
     return Series(stack.files, info, problems, not why_not, why_not or words)
 
 

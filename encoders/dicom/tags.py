@@ -14,6 +14,10 @@ AGE = 0x00101010
 CONTRAST_AGENT = 0x00180010
 CONTRAST_SEQUENCE = 0x00180012
 BODY_PART = 0x00180015
+CONVERSION = 0x00080064
+MANUFACTURER = 0x00080070
+MODEL = 0x00081090
+BURNED_IN = 0x00280301
 THICKNESS = 0x00180050
 KVP = 0x00180060
 ECHO = 0x00180086
@@ -80,4 +84,6 @@ SEQUENCES = frozenset({
     MODALITY_LUT, DIRECTORY_RECORDS,
 })  # fmt: skip  # those that hold items, for files that state no VR
 DIRECTORY = frozenset({DIRECTORY_RECORDS, REFERENCED_FILE})
+OVERLAYS = tuple(0x60000010 + (n << 17) for n in range(16))  # Overlay Rows of each plane
 HEADER = frozenset(v for k, v in globals().items() if isinstance(v, int)) - DIRECTORY
+HEADER |= frozenset(OVERLAYS)
