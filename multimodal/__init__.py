@@ -1,7 +1,7 @@
 """Messages in, tokens out: the composite model, its processor, sparsity and backends.
 
 `register()` makes the Auto classes and `transformers.pipeline("any-to-any")` know the composite;
-it runs when `multimodal.modeling`'s classes are first asked for through this package.
+it runs when a name of this package is first asked for. Importing the package alone stays light.
 """
 
 from __future__ import annotations
@@ -42,4 +42,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'multimodal' has no attribute {name!r}")
     from importlib import import_module
 
+    register()
     return getattr(import_module(_LAZY[name]), name)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from encoders.errors import IncompatibleModel, ModelNotFound
+from encoders.errors import IncompatibleModel, InvalidMessage, ModelNotFound
 
 if TYPE_CHECKING:
     from encoders.vision import VisionTower
@@ -20,7 +22,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS_PER_VIEW = 64
+_TOKENS_PER_VIEW = 64
+
+
+@dataclass(frozen=True)
+class Joints:
+    """How features become tokens of the backbone.
+
+    `vision_factor` squared patches become one token, joined ("shuffle") or averaged ("pool"); None
+    takes the factor that leaves about 64 tokens a picture. `audio_stack` frames become one token.
+    """
+
+    vision_factor: int | None = None
+    vision_reduction: Literal["shuffle", "pool"] = "shuffle"
+    audio_stack: int = 4
+
+    def __post_init__(self) -> None:
+        if self.vision_reduction not in ("shuffle", "pool"):
+            raise InvalidMessage(
+                f"vision_reduction is {self.vision_reduction!r}; use 'shuffle' or 'pool'"
+            )
+        for name, value in (
+            ("vision_factor", self.vision_factor),
+            ("audio_stack", self.audio_stack),
+        ):
+            if value is not None and value < 1:
+                raise InvalidMessage(f"{name} is {value}; use 1 or more")
 
 
 def compose(
@@ -31,6 +58,7 @@ def compose(
     findings: Sequence[tuple[str, bool]] = (),
     sparsity: SparsityConfig | None = None,
     view_profile: str = "crossread-ct",
+    joints: Joints | None = None,
 ) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
     """A composite of a causal language model and the towers named, and its processor.
 
@@ -41,6 +69,7 @@ def compose(
         findings: (name, has sides) pairs for a finding head; none by default.
         sparsity: dynamic sparse activation for a dense backbone.
         view_profile: how a DICOM volume becomes pictures.
+        joints: token reduction of the projectors.
 
     Raises:
         UnknownSpec, ModelNotFound, IncompatibleModel: naming the part that failed.
@@ -53,6 +82,7 @@ def compose(
     from multimodal.processing import MultimodalProcessor, senses_of
     from multimodal.sparse import sparse_mlps
 
+    joints = joints or Joints()
     language_model, tokenizer = _load_backbone(backbone)
     ids = _add_special_tokens(language_model, tokenizer)
     vision_tower = build_vision_tower(vision) if vision else None
@@ -69,7 +99,9 @@ def compose(
         text_config=language_model.config,
         vision_config=vision_tower.to_dict() if vision_tower else None,
         audio_config=audio_tower.to_dict() if audio_tower else None,
-        vision_factor=_factor(vision_tower) if vision_tower else 1,
+        vision_factor=(joints.vision_factor or _factor(vision_tower)) if vision_tower else 1,
+        vision_reduction=joints.vision_reduction,
+        audio_stack=joints.audio_stack,
         findings=list(findings) if vision_tower else None,
         sparsity=sparsity.to_dict() if sparsity else None,
         view_profile=view_profile,
@@ -117,8 +149,7 @@ def _add_special_tokens(model: Any, tokenizer: Any) -> dict[str, int]:
 
 
 def _factor(tower: VisionTower) -> int:
-    """The least reduction that divides the grid and leaves at most 64 tokens a picture."""
+    """The reduction that divides the grid and comes nearest to 64 tokens a picture, by ratio."""
     rows, columns = tower.grid
     divisors = [k for k in range(1, min(rows, columns) + 1) if rows % k == 0 and columns % k == 0]
-    fitting = [k for k in divisors if (rows // k) * (columns // k) <= _MAX_TOKENS_PER_VIEW]
-    return fitting[0]
+    return min(divisors, key=lambda k: abs(log((rows // k) * (columns // k) / _TOKENS_PER_VIEW)))

@@ -17,7 +17,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from encoders.audio import AudioTower
 from encoders.audio import tower_from_config as audio_tower_from_config
-from encoders.errors import IncompatibleModel, PlaceholderMismatch
+from encoders.errors import (
+    ContextOverflow,
+    IncompatibleModel,
+    InputError,
+    InvalidPixels,
+    PlaceholderMismatch,
+    UnreadableAudio,
+)
 from encoders.vision import VisionTower
 from encoders.vision import tower_from_config as vision_tower_from_config
 from multimodal.configuration import MultimodalConfig
@@ -95,6 +102,9 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.audio_projector = AudioProjector(
                 self.audio_tower.width, hidden, config.audio_stack
             )
+        for part in (given.language_model, given.vision_tower, given.audio_tower):
+            if part is not None:
+                _keep_weights(part)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -170,9 +180,11 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             PlaceholderMismatch: placeholders and features differ in number.
+            InvalidPixels, UnreadableAudio: NaN or infinite values, by their place in the batch.
         """
         embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
+            _check_finite(pixel_values, InvalidPixels, "pixel_values")
             n = pixel_values.shape[0]
             if image_geometry is None:
                 image_geometry = pixel_values.new_zeros(n, 11)
@@ -185,6 +197,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             region_mask = input_ids == self.config.region_token_id
             embeds = self.splice(embeds, region_mask, regions, "region")
         if input_features is not None:
+            _check_finite(input_features, UnreadableAudio, "input_features")
             if feature_lengths is None:
                 feature_lengths = torch.full(input_features.shape[:1], input_features.shape[-1])
             frames = self.encode_audio(input_features, feature_lengths)
@@ -224,6 +237,9 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         media = {name: kwargs.pop(name, None) for name in _MEDIA}
         if inputs_embeds is None:
             assert input_ids is not None
+            past = kwargs.get("past_key_values")
+            if past is None or past.get_seq_length() == 0:  # a prompt, not an answer's next token
+                self._check_media_given(input_ids, media)
             inputs_embeds = self.embed(input_ids, **media)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -237,17 +253,57 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' `generate`; media are embedded once, before the first step."""
+        """transformers' `generate`; media are embedded once, before the first step.
+
+        Raises:
+            ContextOverflow: the prompt alone is longer than the backbone's context.
+        """
         media = {name: kwargs.pop(name, None) for name in _MEDIA}
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
+        if input_ids is not None:
+            self._check_media_given(input_ids, media)
+            text: Any = self.config.text_config
+            most = getattr(text, "max_position_embeddings", None)
+            if most and input_ids.shape[1] > most:
+                raise ContextOverflow(
+                    f"the prompt takes {input_ids.shape[1]} tokens, but this model's context holds"
+                    f" {most}; shorten the text or give fewer pictures"
+                )
         if any(value is not None for value in media.values()):
             kwargs["inputs_embeds"] = self.embed(input_ids, **media)
         return super().generate(input_ids, **kwargs)
 
+    def _check_media_given(self, input_ids: torch.Tensor, media: dict[str, Any]) -> None:
+        """Refuse placeholder tokens whose media were forgotten: they would be read as words."""
+        for name, token in (("pixel_values", self.config.image_token_id),
+                            ("input_features", self.config.audio_token_id)):  # fmt: skip
+            if media[name] is None and token is not None:
+                places = int((input_ids == token).sum())
+                if places:
+                    raise PlaceholderMismatch(
+                        f"the prompt holds {places} placeholder tokens for {name}, which were not"
+                        " given; pass everything the processor returned"
+                    )
+
     @staticmethod
     def _dtype_of(module: nn.Module) -> torch.dtype:
         return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+def _keep_weights(part: nn.Module) -> None:
+    """Tell transformers' `post_init` that this part's weights are not its to draw anew."""
+    marked: Any
+    for marked in (*part.modules(), *part.parameters(), *part.buffers()):
+        marked._is_hf_initialized = True
+
+
+def _check_finite(values: torch.Tensor, error: type[InputError], name: str) -> None:
+    good = values.isfinite().flatten(1).all(1)
+    if not good.all():
+        raise error(
+            f"{name}[{int(good.long().argmin())}] holds NaN or infinite values; export it again"
+        )
 
 
 def trainable(model: MultimodalForConditionalGeneration, wanted: Callable[[str], bool]) -> None:
