@@ -87,13 +87,17 @@ def read_elements(
     size = FIRST_BYTES
     while True:
         data = read(size)
-        found = _read(data, wanted, whole=len(data) < size, lenient=lenient)
-        if found.flaw is None or len(data) < size or not isinstance(found.flaw, _Short):
-            return found
+        whole = len(data) < size
+        found = _read(data, wanted, whole=whole, lenient=lenient)
+        if whole or not isinstance(found.flaw, _Short):
+            break
         if size >= MAX_HEADER_BYTES:
             found.flaw = Flaw(f"more than {MAX_HEADER_BYTES >> 20} MiB before the pixel data")
-            return found
+            break
         size *= 16
+    if found.flaw and not found.syntax:
+        raise found.flaw
+    return found
 
 
 class _Short(Flaw):
@@ -105,23 +109,25 @@ class _Short(Flaw):
 
 def _read(data: bytes, wanted: frozenset[int], *, whole: bool, lenient: bool) -> Elements:
     out = Elements()
-    start = _read_meta(data, out, lenient)
-    explicit = _encoding(data, start, out, whole, lenient)
-    if out.syntax == DEFLATED:
-        data, whole = _inflate(data[start:], whole)
-        start = 0
-    walk = _Walk(data, wanted, out.little)
     try:
-        end = walk._dataset(start, len(data) if whole else _UNDEFINED, 0, explicit, out.values)
-        if end > len(data):
-            raise _Short
-    except Flaw as flaw:
-        out.flaw = flaw
+        start = _read_meta(data, out, lenient)
+        explicit = _encoding(data, start, out, lenient)
+        if out.syntax == DEFLATED:
+            data, whole = _inflate(data[start:], whole)
+            start = 0
+        walk = _Walk(data, wanted, out.little)
+        try:
+            end = len(data) if whole else _UNDEFINED
+            if walk._dataset(start, end, 0, explicit, out.values) > len(data):
+                raise _Short
+        finally:
+            out.pixels = walk.pixels
+        if out.pixels and out.syntax == DEFLATED:
+            out.pixels = (0, out.pixels[1])
     except struct.error:
         out.flaw = _Short()
-    out.pixels = walk.pixels
-    if out.pixels and out.syntax == DEFLATED:
-        out.pixels = (0, out.pixels[1])
+    except Flaw as flaw:
+        out.flaw = flaw
     return out
 
 
@@ -141,15 +147,12 @@ def _read_meta(data: bytes, out: Elements, lenient: bool) -> int:
         return start
     wanted = frozenset({tags.META_SOP_CLASS, _SYNTAX})
     walk = _Walk(data, wanted, True)
-    try:
-        start = walk._dataset(start, len(data), 0, True, out.meta, group=2)
-    except struct.error:
-        raise _Short from None
+    start = walk._dataset(start, len(data), 0, True, out.meta, group=2)
     out.syntax = text(out.meta.get(_SYNTAX))
     return start
 
 
-def _encoding(data: bytes, start: int, out: Elements, whole: bool, lenient: bool) -> bool:
+def _encoding(data: bytes, start: int, out: Elements, lenient: bool) -> bool:
     """Whether VRs are explicit; sets endianness. What the first element looks like must agree."""
     looks = "" if out.syntax == DEFLATED else _looks_like(data[start : start + 6])
     if out.syntax:

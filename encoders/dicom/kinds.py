@@ -121,7 +121,8 @@ def _family(short: str, families: Sequence[str] | dict[str, str]) -> str:
 
 
 def _name(sop_class: str) -> str:
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    name = UID(sop_class).name
+    name = UID(sop_class, validation_mode=IGNORE).name  # else a warning quotes what is no UID
     return "private SOP class" if name == sop_class else name
