@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 _WIDTH = 440  # pixels of one window's picture
-_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # LPS: negative and positive end of each axis
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def draw_slice(volume: Volume, index: int, boxes: Sequence[Box] = ()) -> bytes:
     """A PNG of one slice in the two windows its body part is read in, side by side, boxes on it.
 
     Shown as radiologists do (patient right at the picture's left, front or head up), square
-    pixels, the patient's directions lettered at the edges where the file tells them. Uncalibrated values are shown once, as
-    their header wants, or between percentiles of the volume.
+    pixels, the patient's directions lettered at the edges where the file tells them. Uncalibrated
+    values are shown once, as their header wants, or between percentiles of the volume.
 
     Args:
         index: slice of `volume`.
@@ -150,36 +149,30 @@ def _greys(volume: Volume, index: int) -> Iterator[tuple[str, np.ndarray]]:
 def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], name: str) -> Any:
     from PIL import Image, ImageDraw
 
-    rows, columns = grey.shape
-    flip_rows, row_letters = _display(volume.grid[:3, 1])
-    flip_columns, column_letters = _display(volume.grid[:3, 2])
-    if not volume.placed:  # nobody knows which side is which
-        row_letters = column_letters = ("", "")
-    shown = grey[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    from encoders.dicom.display import upright
+
+    turn = upright(volume.grid)
+    shown = turn.apply(grey)
+    rows, columns = shown.shape
     row_mm, column_mm = (float(np.linalg.norm(volume.grid[:3, i])) for i in (1, 2))
+    if turn.transposed:
+        row_mm, column_mm = column_mm, row_mm
     height = max(round(_WIDTH * rows * row_mm / (columns * column_mm)), 1)
     scale_x, scale_y = _WIDTH / columns, height / rows
     image = Image.fromarray(np.ascontiguousarray(shown))
     image = image.resize((_WIDTH, height), Image.Resampling.BILINEAR).convert("RGB")
     draw = ImageDraw.Draw(image)
-    for x0, y0, x1, y1 in boxes:
-        xs = sorted((columns - x if flip_columns else x) * scale_x for x in (x0, x1))
-        ys = sorted((rows - y if flip_rows else y) * scale_y for y in (y0, y1))
-        draw.rectangle((xs[0], ys[0], xs[1], ys[1]), outline=(255, 196, 0), width=2)
+    for box in boxes:
+        x0, y0, x1, y1 = turn.box(box, grey.shape)
+        edges = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
+        draw.rectangle(edges, outline=(255, 196, 0), width=2)
     grey_ink = (170, 200, 230)
     draw.text((6, 4), f"{slice_words(index, len(volume.voxels))} · {name}", fill=grey_ink)
-    if any(problem.code == "NO_GEOMETRY" for problem in volume.problems):
-        return image  # an assumed orientation must not look like a known one
-    draw.text((6, height / 2), column_letters[0], fill=grey_ink)
-    draw.text((_WIDTH - 12, height / 2), column_letters[1], fill=grey_ink)
-    draw.text((_WIDTH / 2, 4), row_letters[0], fill=grey_ink)
-    draw.text((_WIDTH / 2, height - 14), row_letters[1], fill=grey_ink)
+    if not volume.placed:  # nobody knows which side is which
+        return image
+    right, left, upper, lower = turn.letters
+    draw.text((6, height / 2), right, fill=grey_ink)
+    draw.text((_WIDTH - 12, height / 2), left, fill=grey_ink)
+    draw.text((_WIDTH / 2, 4), upper, fill=grey_ink)
+    draw.text((_WIDTH / 2, height - 14), lower, fill=grey_ink)
     return image
-
-
-def _display(direction: np.ndarray) -> tuple[bool, tuple[str, str]]:
-    """Whether to flip an image axis for display, and the letters at its two ends as shown."""
-    axis = int(np.abs(direction).argmax())
-    wanted = -1 if axis == 2 else 1  # left and back grow with the axis, the head is up
-    low, high = _LETTERS[axis]
-    return bool(direction[axis] * wanted < 0), (low, high) if wanted > 0 else (high, low)

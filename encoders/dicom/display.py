@@ -128,6 +128,63 @@ class Display:
         return np.rint(255 * self.unit(values, voi)).astype(np.uint8)
 
 
+_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # LPS: negative and positive end of each axis
+
+
+@dataclass(frozen=True)
+class Upright:
+    """How a stored slice is turned to be looked at: patient right at the left, front or head up.
+
+    `letters` stand at the left, right, upper and lower edge. Transposing comes before flipping.
+    """
+
+    transposed: bool
+    flip_rows: bool
+    flip_columns: bool
+    letters: tuple[str, str, str, str]
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """`[rows, columns, ...]` as stored -> as shown."""
+        turned = image.swapaxes(0, 1) if self.transposed else image
+        return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def box(
+        self, box: tuple[float, float, float, float], shape: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
+        """A box (x0, y0, x1, y1) of the stored slice of this shape, as one of the shown one."""
+        x0, y0, x1, y1 = box
+        rows, columns = shape
+        if self.transposed:
+            x0, y0, x1, y1, rows, columns = y0, x0, y1, x1, columns, rows
+        xs = sorted(columns - x if self.flip_columns else x for x in (x0, x1))
+        ys = sorted(rows - y if self.flip_rows else y for y in (y0, y1))
+        return xs[0], ys[0], xs[1], ys[1]
+
+
+def upright(grid: np.ndarray) -> Upright:
+    """The turn for slices of a (slice, row, column) -> LPS mm affine, oblique ones included."""
+    axes = dominant_axes(grid)
+    across = 0 if 0 in axes[1:] else 1  # left-right runs across where it is in the slice
+    transposed = axes[2] != across
+    row, column = (2, 1) if transposed else (1, 2)
+    down = axes[row]
+    flip_columns = bool(grid[across, column] < 0)
+    flip_rows = bool(grid[down, row] < 0) != (down == 2)  # the head is up, where z is largest
+    upper, lower = _LETTERS[down][:: -1 if down == 2 else 1]
+    return Upright(transposed, flip_rows, flip_columns, (*_LETTERS[across], upper, lower))
+
+
+def dominant_axes(affine: np.ndarray) -> list[int]:
+    """The patient axis (x, y, z) each voxel axis runs along most, each used once."""
+    weight = np.abs(affine[:3, :3]) / (np.linalg.norm(affine[:3, :3], axis=0) + 1e-12)
+    axes = [-1, -1, -1]
+    for _ in range(3):
+        patient, voxel = np.unravel_index(int(weight.argmax()), (3, 3))
+        axes[int(voxel)] = int(patient)
+        weight[patient, :] = weight[:, voxel] = -1.0
+    return axes
+
+
 def display_of(header: Any, frame: int | None = None) -> Display:
     """What a header (of pydicom) says of showing its image, or one frame of it."""
     holder = _frame_voi(header, frame)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from encoders.dicom.display import PROJECTIONS
+from encoders.dicom.display import PROJECTIONS, dominant_axes
 from encoders.dicom.values import AIR_HU
 from encoders.dicom.volume import Volume
 from encoders.features import Problem, Source
@@ -199,7 +199,7 @@ def _side(voxels: np.ndarray, affine: np.ndarray) -> int:
 
 def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Voxels flipped and transposed to canonical axes, and the map from new to stored indices."""
-    axes = _dominant(volume.grid)
+    axes = dominant_axes(volume.grid)
     in_plane = {axes[1], axes[2]}
     column_axis = 0 if 0 in in_plane else 1
     order = [0, 1, 2] if axes[2] == column_axis else [0, 2, 1]
@@ -214,17 +214,6 @@ def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
             to_old[old, 3] = volume.voxels.shape[old] - 1
             flips.append(new)
     return np.flip(volume.voxels.transpose(order), tuple(flips)), to_old
-
-
-def _dominant(affine: np.ndarray) -> list[int]:
-    """The patient axis (x, y, z) each voxel axis runs along most, each used once."""
-    weight = np.abs(affine[:3, :3]) / (np.linalg.norm(affine[:3, :3], axis=0) + 1e-12)
-    axes = [-1, -1, -1]
-    for _ in range(3):
-        patient, voxel = np.unravel_index(int(weight.argmax()), (3, 3))
-        axes[int(voxel)] = int(patient)
-        weight[patient, :] = weight[:, voxel] = -1.0
-    return axes
 
 
 def _slabs(positions: np.ndarray, profile: ViewProfile) -> tuple[list[np.ndarray], np.ndarray]:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from encoders.dicom import Volume, load_volume
-from encoders.features import Problem, Source
+from encoders.features import Source
 from multimodal.backends import Region
 from pipelines.ct_report import CtReportPipeline
 from pipelines.evidence import Discrepancy, Reading
@@ -125,6 +125,7 @@ TURNS = [
     ("axial", (1, 0, 0), (0, 1, 0), ("left", "back")),
     ("axial from above", (-1, 0, 0), (0, 1, 0), ("left", "back")),
     ("prone", (-1, 0, 0), (0, -1, 0), ("left", "back")),
+    ("decubitus", (0, 1, 0), (-1, 0, 0), ("left", "back")),
     ("coronal", (1, 0, 0), (0, 0, -1), ("left", "head")),
     ("sagittal", (0, 1, 0), (0, 0, -1), ("back", "head")),
 ]
@@ -162,7 +163,7 @@ def test_pixels_are_drawn_square(volume: Volume):
 
 
 def test_no_direction_is_lettered_where_none_is_known(volume: Volume):
-    lost = replace(volume, problems=(Problem("NO_GEOMETRY", "assumed"),))
+    lost = replace(volume, affine=np.full((4, 4), np.nan))
     known, unknown = (
         np.asarray(Image.open(io.BytesIO(draw_slice(v, 3)))).astype(int) for v in (volume, lost)
     )
