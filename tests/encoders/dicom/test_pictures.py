@@ -12,7 +12,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
-from encoders.dicom import PROFILES, describe, load_pictures, scan, views_of
+from encoders.dicom import PROFILES, describe, let_through, load_pictures, scan, views_of
 from encoders.dicom.pictures import Picture, picture_views
 from encoders.errors import UnreadableFile
 
@@ -115,7 +115,7 @@ def test_colour_profile_is_applied_as_pillow_does_or_told_to_be_broken(tmp_path:
     assert not np.array_equal(shown.pixels, pixels)
     broken = _pictures(_write(tmp_path / "b", pixels, CAPTURE, ICCProfile=b"broken"))[0]
     assert np.array_equal(broken.pixels, pixels)
-    assert [p.code for p in broken.problems] == ["BAD_ICC_PROFILE"]
+    assert "BAD_ICC_PROFILE" in {p.code for p in broken.problems}
 
 
 def test_supplemental_palette_colours_a_map_over_a_grey_image(shared_data: Path) -> None:
@@ -223,7 +223,8 @@ def test_single_images_of_every_kind_reach_the_prompt(shared_data: Path, tiny_co
         for file in sorted((shared_data / folder).iterdir()):
             study = scan(file)
             assert describe(study)["series"], file.name
-            medium = processor.prepare("dicom", file)
+            series = let_through(study.default(), allow_burned_in=True)
+            medium = processor.prepare("dicom", series)
             assert medium.views.shape[0] == len(medium.labels) == 1
             assert medium.views.std() > 0
 
