@@ -60,7 +60,9 @@ def _options(
 
 @app.command()
 def read(
-    study: Annotated[str, typer.Argument(help="DICOM file, folder, zip or https://…/studies/UID.")],
+    study: Annotated[
+        str, typer.Argument(help="DICOM file, folder, DICOMDIR, zip, tar or https://…/studies/UID.")
+    ],
     report: Annotated[Path | None, typer.Option(help="The report's text; - for stdin.")] = None,
     report_from_study: Annotated[
         bool, typer.Option(help="Take the report from the study's own SR, PDF or CDA object.")
@@ -177,7 +179,12 @@ def transcribe(
 
 @app.command()
 def info(
-    study: Annotated[str, typer.Argument(help="DICOM file, folder, zip or https://…/studies/UID.")],
+    study: Annotated[
+        str, typer.Argument(help="DICOM file, folder, DICOMDIR, zip, tar or https://…/studies/UID.")
+    ],
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Also files without preamble or meta header.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a DICOM input holds, without patient identifiers."""
@@ -186,7 +193,7 @@ def info(
     from pipelines.terminal import describe_study
 
     with on_disk(study) as (path, _):
-        found = describe(scan(path))
+        found = describe(scan(path, lenient=lenient))
     typer.echo(_json(found) if as_json else describe_study(found))
     if not found["series"]:
         raise typer.Exit(EXIT_CODES[0][1])

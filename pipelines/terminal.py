@@ -102,12 +102,26 @@ def describe_study(found: Mapping[str, Any]) -> str:
     """What `encoders.dicom.describe` found: one line a series, a star at the one that is read."""
     lines = []
     for series in found["series"]:
-        about = [series["modality"] or "unknown modality", (series["body_part"] or "").lower()]
-        size = f"{series['num_slices']} x {series['rows']} x {series['columns']}"
-        spacing = " x ".join(f"{v:.2f}" for v in series["spacing_mm"] or ())
-        words = [" ".join(w for w in about if w), size, f"{spacing} mm" if spacing else "",
-                 series["reason"]]  # fmt: skip
-        lines.append(("* " if series["default"] else "  ") + ", ".join(w for w in words if w))
+        lines += _wrapped("* " if series["default"] else "  ", _series_words(series), 4)
         lines += _describe_problems([Problem(**p) for p in series["problems"]], "      ")
+    if len(found["series"]) > 1:
+        lines += _wrapped("* opens first, ", found["default_reason"], 4)
+    for document in found.get("documents", ()):
+        lines.append(f"  {document['kind']} document: {document['name']}")
     lines += _describe_problems([Problem(**p) for p in found["problems"]])
     return "\n".join(lines or ["nothing that is DICOM"])
+
+
+def _series_words(series: Mapping[str, Any]) -> str:
+    about = [series["modality"] or "unknown modality", (series["body_part"] or "").lower()]
+    spacing = " x ".join(f"{v:.2f}" for v in series["spacing_mm"] or ())
+    gaps = ", ".join(f"{v:g}" for v in series["slice_gaps_mm"])
+    words = [
+        " ".join(w for w in about if w),
+        f"{series['num_slices']} x {series['rows']} x {series['columns']}",
+        f"{spacing} mm" if spacing else "",
+        f"{gaps} mm apart" if gaps else "",
+        f"kernel {series['kernel']}" if series["kernel"] else "",
+        series["reason"],
+    ]
+    return ", ".join(w for w in words if w) + f" [{series['key']}]"

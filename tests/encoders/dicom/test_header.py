@@ -16,6 +16,7 @@ from encoders.dicom import elements, load_volume, scan, tags
 from encoders.dicom.elements import Flaw, Tree, read_elements
 from encoders.dicom.header import quiet_pydicom, read_header
 from encoders.dicom.kinds import kind_of
+from encoders.dicom.vocabulary import shown_name
 from encoders.errors import NotDicom
 from tests.encoders.dicom.slices import ENHANCED_CT, ROOT, SECONDARY, write_enhanced, write_slice
 
@@ -133,7 +134,7 @@ def test_wrong_transfer_syntax_is_an_error_that_names_the_tag(tmp_path: Path, sy
         assert len(study.default().files) == 2
         return
     (problem,) = study.problems
-    assert (problem.code, problem.subject) == ("WRONG_TRANSFER_SYNTAX", "wrong")
+    assert (problem.code, problem.subject) == ("WRONG_TRANSFER_SYNTAX", shown_name("wrong"))
     assert "(0002,0010)" in problem.message
     assert len(study.default().files) == 1
     assert len(scan(wrong, lenient=True).default().files) == 1
@@ -234,11 +235,11 @@ def test_deflated_header_is_inflated_no_further_than_needed(tmp_path: Path):
     ("sop_class", "word"),
     [
         (STORAGE + "88.11", "Basic Text SR"), (STORAGE + "88.59", "points at other images"),
-        (STORAGE + "88.67", "dose report"), (STORAGE + "11.1", "presentation state"),
-        (STORAGE + "481.2", "dose: computed"), (STORAGE + "481.3", "radiotherapy object"),
-        (STORAGE + "481.5", "radiotherapy object"), (STORAGE + "66", "raw data"),
-        (STORAGE + "66.1", "registration"), (STORAGE + "66.4", "mask of another series"),
-        (STORAGE + "67", "units for other images"), (STORAGE + "9.1.1", "waveform"),
+        (STORAGE + "88.67", "dose record"), (STORAGE + "11.1", "how to show other images"),
+        (STORAGE + "481.2", "computed dose"), (STORAGE + "481.3", "radiotherapy structures"),
+        (STORAGE + "481.5", "radiotherapy structures"), (STORAGE + "66", "not reconstructed"),
+        (STORAGE + "66.1", "frames of reference"), (STORAGE + "66.4", "mask of another series"),
+        (STORAGE + "67", "units for other images"), (STORAGE + "9.1.1", "recorded signal"),
         (STORAGE + "104.1", "PDF document"), (STORAGE + "104.2", "CDA document"),
         (STORAGE + "104.3", "encapsulated object"), ("1.3.12.2.1107.5.9.1", "private SOP class"),
     ],
