@@ -46,3 +46,14 @@ def sample_frames(path: Path, num_frames: int = 8) -> list[tuple[Image, float]]:
 def _middles(total: int, count: int) -> set[int]:
     count = min(count, total)
     return {int((k + 0.5) * total / count) for k in range(count)}
+
+
+def has_pictures(path: Path) -> bool:
+    """Whether a container holds a moving picture; false for sound alone and what is no container."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return bool(container.streams.video)
+    except (av.FFmpegError, ValueError, OSError):
+        return False

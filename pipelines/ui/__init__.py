@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-import html
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoders.errors import CrossReadError
-from multimodal.backends import DEMO, Backend, Finished, GenerateOptions, Token, load_backend
-from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video
+from encoders.errors import CrossReadError, MissingInput
+from multimodal.backends import Backend, Finished, GenerateOptions, Token, load_backend
 from pipelines import pipeline
-from pipelines.evidence import DISCLAIMER
+from pipelines.evidence import DISCLAIMER, Reading
+from pipelines.ui.uploads import (
+    KEEP_S,
+    Results,
+    framed,
+    load_sample,
+    message_of,
+    messages_of,
+    one_input,
+)
 
 if TYPE_CHECKING:
     import gradio
 
-_KEEP_S = 1800  # uploads are deleted after half an hour
-_KINDS: dict[str, type[Image] | type[Audio] | type[Video]] = {
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), Image),
-    **dict.fromkeys((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"), Audio),
-    **dict.fromkeys((".mp4", ".mov", ".mkv", ".avi", ".webm"), Video),
-}
+MAX_UPLOAD = "1gb"  # a file; a chest CT of 1,000 slices is half of it
+_DEMO_NOTE = " It knows generated chest phantoms only, and says so of anything else."
+# nothing comes from elsewhere, whatever a model's or a report's words ask the browser to fetch
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="'
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'\">"
+)
+_CSS = """
+.reading { width: 100%; height: 78vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.waiting { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 2rem; text-align: center; }
+"""
+_WAITING = (
+    '<div class="waiting">Give a study and, if you like, its report, then press Read.'
+    "<br>What is found appears here, with the slices to look at.</div>"
+)
 
 
 def launch_options() -> dict[str, Any]:
-    """What every launch of the page shares: a plain theme with the system's own fonts."""
+    """What every launch of the page shares: system fonts, readable colours, a limit on uploads."""
     import gradio as gr
 
-    fonts = ["system-ui", "sans-serif"]
-    theme = gr.themes.Soft(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"])
-    return {"theme": theme, "footer_links": []}
+    fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    theme: Any = gr.themes.Default(
+        primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono
+    )
+    theme = theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_text_color="white",
+    )
+    return {
+        "theme": theme, "css": _CSS, "head": _POLICY, "footer_links": [],
+        "max_file_size": MAX_UPLOAD,
+    }  # fmt: skip
 
 
 def build_app(model: str | Backend | None = None) -> gradio.Blocks:
@@ -39,13 +66,12 @@ def build_app(model: str | Backend | None = None) -> gradio.Blocks:
     import gradio as gr
 
     backend = load_backend(model) if model is None or isinstance(model, str) else model
+    about = f"Model: `{backend.capabilities().name}`.{_DEMO_NOTE if model is None else ''}"
     with gr.Blocks(
-        title="CrossRead", analytics_enabled=False, delete_cache=(_KEEP_S, _KEEP_S)
+        title="CrossRead", analytics_enabled=False, delete_cache=(KEEP_S, KEEP_S)
     ) as page:
         gr.Markdown(
-            f"# CrossRead\nDoes the report agree with the images? **{DISCLAIMER}**"
-            f"  \nModel: `{backend.capabilities().name}`. The shipped demo model knows generated"
-            " chest phantoms only, and says so of anything else."
+            f"# CrossRead\nDoes the report agree with the images? **{DISCLAIMER}**  \n{about}"
         )
         with gr.Tab("Report review"):
             _review_tab(gr, backend)
@@ -57,10 +83,7 @@ def build_app(model: str | Backend | None = None) -> gradio.Blocks:
 def _review_tab(gr: Any, backend: Backend) -> None:
     with gr.Row():
         with gr.Column(scale=2):
-            files = gr.File(
-                label="Study: a zip, or all DICOM files of a series", file_count="multiple",
-                height=140,
-            )  # fmt: skip
+            files = gr.File(label="Study (zip or DICOM files)", file_count="multiple", height=180)
             report = gr.Textbox(label="Report", lines=8, placeholder="Paste the report here")
             dictation = gr.Audio(
                 label="…or dictate it", sources=["microphone", "upload"], type="filepath"
@@ -70,15 +93,21 @@ def _review_tab(gr: Any, backend: Backend) -> None:
                 sample = gr.Button("Load the sample")
                 run = gr.Button("Read", variant="primary")
         with gr.Column(scale=3):
-            shown = gr.HTML("<p>The reading appears here.</p>", label="Reading")
-            saved = gr.File(label="Reading as JSON", interactive=False, visible=False)
+            shown = gr.HTML(_WAITING, label="Reading")
+            saved = gr.File(label="Download", interactive=False, visible=False)
+    results = Results()
 
     def review(files: Any, report: Any, dictation: Any, question: Any) -> tuple[str, Any]:
-        return read_upload(backend, files, report, dictation=dictation, question=question)
+        with _errors_as_help():
+            reading = read_upload(backend, files, report, dictation=dictation, question=question)
+        return framed(reading), gr.File(value=results.save(reading), visible=True)
 
-    inputs = [files, report, dictation, question]
-    run.click(review, inputs, [shown, saved], api_name="read")
-    sample.click(load_sample, None, [files, report], api_name=False)
+    def sampled() -> tuple[list[str], str]:
+        with _errors_as_help():
+            return load_sample()
+
+    run.click(review, [files, report, dictation, question], [shown, saved], api_name="read")
+    sample.click(sampled, None, [files, report], api_visibility="private", show_progress="hidden")
 
 
 def read_upload(
@@ -88,92 +117,46 @@ def read_upload(
     *,
     dictation: str | None = None,
     question: str | None = None,
-) -> tuple[str, Any]:
-    """The reading of uploaded files as a framed page, and its JSON file.
+) -> Reading:
+    """The reading of uploaded files.
 
     Raises:
-        gradio.Error: what was wrong with the input, for the page to show.
+        InputError: nothing given, or nothing that can be read.
     """
-    import gradio as gr
-
     if not files:
-        raise gr.Error("Give a study first: a zip, or the DICOM files of a series.")
-    try:
-        with tempfile.TemporaryDirectory(prefix="crossread-") as folder:
-            study = _one_input([Path(f) for f in files], Path(folder))
-            read = pipeline("ct-report", backend)
-            reading = read(study, report or None, dictation or None, question or None)
-    except CrossReadError as error:
-        raise gr.Error(str(error)) from error
-    out = Path(tempfile.mkdtemp(prefix="crossread-")) / "reading.json"
-    out.write_text(reading.to_json(), encoding="utf-8")
-    framed = html.escape(reading.to_html(), quote=True)
-    frame = (
-        f'<iframe title="Reading" sandbox srcdoc="{framed}"'
-        ' style="width:100%;height:75vh;border:0;border-radius:8px"></iframe>'
-    )
-    return frame, gr.File(value=str(out), visible=True)
-
-
-def load_sample() -> tuple[list[str], str]:
-    """The shipped study's files and its report."""
-    folder = DEMO / "sample"
-    files = [str(f) for f in sorted((folder / "study").iterdir())]
-    return files, (folder / "report.txt").read_text(encoding="utf-8")
-
-
-def _one_input(files: list[Path], folder: Path) -> Path:
-    """One upload as it is; several as one folder of links, their names made distinct."""
-    if len(files) == 1:
-        return files[0]
-    for number, file in enumerate(files):
-        (folder / f"{number:05d}.dcm").symlink_to(file.resolve())
-    return folder
+        raise MissingInput("Give a study first: a zip, or the DICOM files of a series.")
+    with one_input([Path(f) for f in files]) as study:
+        return pipeline("ct-report", backend)(study, report, dictation, question)
 
 
 def _chat_tab(gr: Any, backend: Backend) -> None:
     def answer(turn: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
-        messages = [*messages_of(history), Message("user", parts_of(turn))]
         said = ""
-        try:
+        with _errors_as_help():
+            messages = [*messages_of(history), message_of(turn)]
             for event in backend.generate(messages, GenerateOptions()):
                 if isinstance(event, Token):
                     said += event.text
                     yield said
                 elif isinstance(event, Finished):
                     yield event.text
-        except CrossReadError as error:
-            raise gr.Error(str(error)) from error
 
-    gr.ChatInterface(answer, multimodal=True, api_name="chat")
-
-
-def messages_of(history: Sequence[dict[str, Any]]) -> list[Message]:
-    """Gradio's history as messages; files it lists become media parts."""
-    messages = []
-    for turn in history:
-        content = turn["content"]
-        items = content if isinstance(content, list) else [content]
-        parts: list[Part] = []
-        for item in items:
-            if isinstance(item, str):
-                parts.append(Text(item))
-            elif item.get("type") == "text":
-                parts.append(Text(item["text"]))
-            else:
-                parts.append(_medium(Path((item.get("file") or item)["path"])))
-        messages.append(Message(turn["role"], tuple(parts)))
-    return messages
+    chatbot = gr.Chatbot(
+        show_label=False, height="60vh", buttons=["copy"],
+        placeholder="Ask about a picture, a recording, a video or the DICOM files of a series",
+    )  # fmt: skip
+    box = gr.MultimodalTextbox(
+        show_label=False, file_count="multiple", placeholder="Your words, and files"
+    )
+    gr.ChatInterface(answer, multimodal=True, chatbot=chatbot, textbox=box, api_name="chat")
 
 
-def parts_of(turn: dict[str, Any]) -> tuple[Part, ...]:
-    """A new turn of the chat box: its files, then its words."""
-    files = [f if isinstance(f, str) else f["path"] for f in turn.get("files") or ()]
-    media = tuple(_medium(Path(f)) for f in files)
-    return (*media, Text(turn["text"])) if turn.get("text") else media
+@contextmanager
+def _errors_as_help() -> Iterator[None]:
+    """Errors of ours are shown to the person for half a minute, and leave no traceback."""
+    import gradio as gr
 
-
-def _medium(path: Path) -> Part:
-    """A file by its ending; everything that is no picture, sound or video is taken for DICOM."""
-    kind = _KINDS.get(path.suffix.lower())
-    return kind(path) if kind else Study(path)
+    try:
+        yield
+    except CrossReadError as error:
+        raise gr.Error(str(error), duration=30, print_exception=False) from error
