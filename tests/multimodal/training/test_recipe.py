@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from encoders.dicom import load_volume, scan
 from multimodal.backends import GenerateOptions, collect, load_backend
 from multimodal.messages import Audio, Study, user
-from multimodal.training import recipe
+from multimodal.training import evaluation, recipe
 from multimodal.training.corpus import HELD_OUT
 from multimodal.training.world.dictation import synthesise
 
@@ -61,6 +63,26 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(tmp_path: Path) -> N
         )
     )
     assert heard.usage.new_tokens == 4 or heard.reason == "stop"
+    _measures_itself(small.out)
+
+
+def _measures_itself(folder: Path) -> None:
+    """The evaluation runs on it, and its card shows the numbers that were written."""
+    card = folder / "README.md"
+    card.write_text("before\n<!-- numbers -->\nold\n<!-- end of numbers -->\nafter\n")
+    found = evaluation.evaluate(folder, 2, 2)
+    evaluation.write_card(folder, found)
+    assert (
+        found["weights_sha256"] == sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    )
+    assert (
+        evaluation.card_table(json.loads((folder / "evaluation.json").read_text()))
+        in card.read_text()
+    )
+    assert "old" not in card.read_text()
+    skipped = [row["MLP skipped, decoding"] for row in found["sparsity"]]
+    assert skipped == sorted(skipped)
+    assert skipped[0] == 0.0
 
 
 @speaks
