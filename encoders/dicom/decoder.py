@@ -85,6 +85,7 @@ def decode_frame(job: Job, codestream: bytes) -> Decoded:
         "photometric_interpretation": job.photometric,
         "planar_configuration": job.planar,
         "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,  # done by the caller, for native pixels too
     }
     source, plugin = encapsulate([codestream], has_bot=False), PLUGINS[job.syntax]
     array, meta = get_decoder(job.syntax).as_array(

@@ -183,35 +183,45 @@ def _is_simple(file: SliceFile) -> bool:
     return (
         isinstance(file.source, Path)
         and stored.plain
-        and stored.syntax in (IMPLICIT, EXPLICIT)
+        and (stored.syntax in (IMPLICIT, EXPLICIT) or (stored.syntax in PLUGINS and stored.frames == 1))
         and stored.bits_allocated in (8, 16, 32)
         and 1 <= stored.bits_stored <= stored.high_bit + 1 <= stored.bits_allocated
         and stored.samples == 1
         and stored.offset > 12
-        and stored.length > 0
         and not file.prefix
-    )
+    )  # fmt: skip
 
 
 def _open_simple(file: SliceFile) -> _Opened:
-    """`_open` without reading the header again: four times as fast."""
-    stored = file.stored
+    """`_open` without reading the header again: many times as fast."""
+    stored, syntax = file.stored, file.stored.syntax
     assert isinstance(file.source, Path)
     with file.source.open("rb", buffering=0) as stream:
         stream.seek(stored.offset - 12)
-        element = stream.read(12)
-        data = stream.read(stored.length)
-    explicit = stored.syntax == EXPLICIT
-    tag, length = element[:4] if explicit else element[4:8], int.from_bytes(element[8:], "little")
-    if tag != _PIXEL_DATA or length != stored.length:
-        return _open(file)  # no short pixel data, or the file has changed since
+        element = stream.read(12) or b""
+        data = stream.read(stored.length) or b""  # to the end where the length is undefined
+    tag = element[4:8] if syntax == IMPLICIT else element[:4]
+    if tag != _PIXEL_DATA or int.from_bytes(element[8:], "little") != stored.length % 2**32:
+        return _open(file)  # another element than Pixel Data, or the file has changed since
     job = Job(
-        stored.syntax, file.rows, file.columns, 1, stored.bits_allocated, stored.bits_stored,
+        syntax, file.rows, file.columns, 1, stored.bits_allocated, stored.bits_stored,
         stored.signed, stored.photometric,
     )  # fmt: skip
-    data = _native_bytes(data or b"", job, stored.frames, file.name)
+    _require_small(job, file.name)
+    codestreams: tuple[bytes, ...] = ()
+    if syntax in PLUGINS:
+        codestreams, data = _codestreams({}, data, 1, file.name), b""
+    else:
+        data = _native_bytes(data, job, stored.frames, file.name)
     kind = "i" if stored.signed else "u"
-    return _Opened(file.name, {}, job, stored.frames, stored.high_bit, kind, data, ())
+    return _Opened(file.name, {}, job, stored.frames, stored.high_bit, kind, data, codestreams)
+
+
+def _require_small(job: Job, name: str) -> None:
+    if job.num_bytes > MAX_FRAME_BYTES:
+        raise UnreadableFile(
+            f"{name!r} declares {job.num_bytes / 2**30:.1f} GiB of pixels a frame; refused"
+        )
 
 
 def _open(file: SliceFile) -> _Opened:
@@ -230,10 +240,7 @@ def _open(file: SliceFile) -> _Opened:
     vr, data = header[keyword].VR, bytes(header[keyword].value or b"")
     del header[keyword]
     job, frames, high_bit, kind = _layout(header, keyword, syntax, file.name)
-    if job.num_bytes > MAX_FRAME_BYTES:
-        raise UnreadableFile(
-            f"{file.name!r} declares {job.num_bytes / 2**30:.1f} GiB of pixels a frame; refused"
-        )
+    _require_small(job, file.name)
     codestreams: tuple[bytes, ...] = ()
     if syntax in _NATIVE:
         data = _native_bytes(data, job, frames, file.name)
@@ -426,8 +433,11 @@ def _meaningful_bits(stored: np.ndarray, bits: int, high_bit: int) -> np.ndarray
     allocated = stored.dtype.itemsize * 8
     if stored.dtype.kind == "f" or bits >= allocated:
         return stored
-    up = allocated - 1 - high_bit
-    return (stored << up if up > 0 else stored) >> (allocated - bits)
+    if stored.dtype.kind == "u" and high_bit == bits - 1:
+        return stored & ((1 << bits) - 1)
+    values = stored << max(allocated - 1 - high_bit, 0)
+    values >>= allocated - bits
+    return values
 
 
 def _unsupported(name: str, syntax: str) -> UnsupportedTransferSyntax:
