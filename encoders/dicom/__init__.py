@@ -3,8 +3,8 @@
 from encoders.dicom.gate import let_through
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.pictures import Picture, load_pictures, views_of
+from encoders.dicom.resampling import resample
 from encoders.dicom.results import write_results
-from encoders.dicom.resample import resample
 from encoders.dicom.series import Series, Study, describe, scan
 from encoders.dicom.views import PROFILES, ViewProfile, Views, Window, make_views
 from encoders.dicom.volume import Volume, load_preview, load_volume

@@ -134,7 +134,9 @@ def _described(
     affine = np.eye(4)
     affine[:3, :3] = directions * np.array(target)
     affine[:3, 3] = volume.at((0, 0, 0)) + directions @ [grid[0] for grid in grids]
-    ratio = " x ".join(f"{new / old:.3g}" for new, old in zip(target, volume.spacing_mm, strict=True))
+    ratio = " x ".join(
+        f"{new / old:.3g}" for new, old in zip(target, volume.spacing_mm, strict=True)
+    )
     message = (
         f"interpolated to {' x '.join(f'{mm:g}' for mm in target)} mm, {ratio} times the spacing"
         " (slice, row, column)"
