@@ -55,6 +55,10 @@ class InvalidOption(InputError):
     """An option is unknown, or contradicts another."""
 
 
+class UnsafeOutput(InputError):
+    """What is to be written would mix with its source, or overwrite something."""
+
+
 class BurnedInText(InputError):
     """Pictures may show patient data as text, and nobody said that they were checked."""
 
