@@ -199,6 +199,55 @@ def info(
         raise typer.Exit(EXIT_CODES[0][1])
 
 
+@app.command("deidentify")
+def deidentify_study(
+    study: Annotated[Path, typer.Argument(metavar="IN", help="DICOM file, folder, zip or tar.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Secret of 16 bytes or more; without it stand-ins are random."),
+    ] = None,
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="uids, device, institution, patient, dates, modified-dates or safe-private;"
+            " may be repeated."
+        ),
+    ] = None,
+    clean: Annotated[
+        list[str] | None,
+        typer.Option(help="pixels, graphics, structured-content or descriptors; may be repeated."),
+    ] = None,
+    allow_burned_in: AllowBurnedIn = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a study without the patient: PS3.15 basic profile, new names, new UIDs."""
+    from tqdm import tqdm
+
+    from encoders.dicom import deidentify
+    from pipelines.terminal import describe_export
+
+    done = deidentify(
+        study, out, key=_read_key(key_file), retain=retain or (), clean=clean or (),
+        allow_burned_in=allow_burned_in, watch=lambda files: tqdm(files, "files", disable=None),
+    )  # fmt: skip
+    typer.echo(_json(done.to_dict()) if as_json else describe_export(done))
+    if not done.num_written:
+        raise typer.Exit(EXIT_CODES[0][1])
+
+
+def _read_key(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise MissingInput(
+            f"key file {path.name!r} cannot be read; make one of 32 random bytes and keep it apart"
+            " from the data"
+        ) from error
+
+
 def main() -> None:
     """Entry point: errors of this project become one line and an exit code."""
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from encoders.features import Problem
 
 if TYPE_CHECKING:
+    from encoders.dicom import Exported
     from pipelines.evidence import Discrepancy, Finding, Reading
 
 _WIDTH = 96
@@ -42,6 +43,17 @@ def describe_reading(reading: Reading) -> str:
         lines += ["", "Warnings", *_describe_problems(others)]
     total = reading.timings_s.get("total", 0.0)
     return "\n".join([*lines, "", f"{reading.model}, {total:.1f} s. {reading.disclaimer}"])
+
+
+def describe_export(done: Exported) -> str:
+    """What was written and what was not, and why."""
+    lines = [f"{done.num_written} files written, {len(done.skipped)} left out"]
+    if done.options:
+        lines.append(f"Options: {', '.join(done.options)}")
+    for title, problems in (("Left out", done.skipped), ("To be judged", done.warnings)):
+        if problems:
+            lines += ["", title, *_describe_problems(problems)]
+    return "\n".join(lines)
 
 
 def _describe_point(number: int, point: Discrepancy, num_slices: int) -> Iterator[str]:

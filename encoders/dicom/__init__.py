@@ -1,5 +1,6 @@
 """Everything that knows the DICOM standard; the only room that imports pydicom."""
 
+from encoders.dicom.export import Exported, deidentify
 from encoders.dicom.gate import let_through
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.pictures import Picture, load_pictures, views_of
@@ -12,6 +13,7 @@ from encoders.dicom.write import write_ct_series
 
 __all__ = [
     "PROFILES",
+    "Exported",
     "Picture",
     "Series",
     "SeriesInfo",
@@ -21,6 +23,7 @@ __all__ = [
     "Views",
     "Volume",
     "Window",
+    "deidentify",
     "describe",
     "let_through",
     "load_pictures",

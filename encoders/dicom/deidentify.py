@@ -50,6 +50,14 @@ _SAFE_PRIVATE = {
     ("GEMS_PARM_01", 0x0043): (0x39,),  # b value
     ("ELSCINT1", 0x00E1): (0x21,),  # dose length product
 }
+# what a value must look like that is kept as it is (PS3.5 6.2); free text hides in broken values
+_FORMS = {
+    vr: re.compile(form)
+    for vr, form in {
+        "DS": r" *[-+\d.eE]{0,16} *", "IS": r" *[-+\d]{0,12} *", "AS": r"\d{3}[DWMY]",
+        "DA": r"[\d.]{0,10}", "TM": r"[\d:.]{0,16} *", "DT": r"[\d.+-]{0,26} *", "UI": r"[\d.]{0,64}",
+    }.items()
+}  # fmt: skip
 _NUMERIC = ("DS", "IS", "FD", "FL", "SL", "SS", "UL", "US", "SV", "UV")
 
 
@@ -125,7 +133,7 @@ class _Patient:
         if element.VR == "SQ":
             return self._sequence(element, action, strict)
         if action == "K" or element.is_empty:
-            return element
+            return element if _is_as_its_vr_says(element) else None
         if action == "Z":
             return _with(element, None)
         return self._replaced(element)
@@ -207,9 +215,19 @@ def _readable(source: Dataset) -> Iterator[DataElement]:
             continue
 
 
-def _with(element: DataElement, value: Any) -> DataElement:
-    from pydicom.dataelem import DataElement
+def _is_as_its_vr_says(element: DataElement) -> bool:
+    form = _FORMS.get(element.VR)
+    if form is None or element.is_empty:
+        return True
+    values = element.value if element.VM > 1 else [element.value]
+    return all(form.fullmatch(getattr(v, "original_string", None) or str(v)) for v in values)
 
+
+def _with(element: DataElement, value: Any) -> DataElement:
+    from pydicom.dataelem import DataElement, empty_value_for_VR
+
+    if value is None:
+        value = empty_value_for_VR(element.VR)
     single = isinstance(value, list) and len(value) == 1 and element.VR != "SQ"
     return DataElement(element.tag, element.VR, value[0] if single else value)
 

@@ -96,7 +96,7 @@ def kernel(value: str) -> str:
 def harmless_words(text: str) -> str:
     """What is left of a description when only anatomy, technique and short numbers stay."""
     kept = [
-        w for w in re.findall(r"[A-Za-z]+|\d{1,2}(?![\d.])", text)
+        w for w in re.findall(r"[A-Za-z]+|(?<!\d)\d{1,2}(?![\d.])", text)
         if w.upper() in _DESCRIPTION | _BODY or w.isdigit()
     ]  # fmt: skip
     return " ".join(kept)

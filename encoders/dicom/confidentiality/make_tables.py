@@ -72,7 +72,7 @@ def _actions(source: str) -> dict[str, tuple[str, str]]:
     for block in re.finditer(r"^([XZDU_A-Z]+)_TAGS = \[\n(.*?)^\]", source, re.M | re.S):
         action = block[1].replace("_STAR", "*").replace("_", "/")
         for group, element, name in re.findall(
-            r"\(0x(\w{4}), 0x(\w{4})[^)]*\),\s+# (.+)", block[2]
+            r"\(\s*0x(\w{4}),\s*0x(\w{4})[^)]*\),\s+# (.+)", block[2]
         ):
             tag = (group + element).upper()
             found[_MASKS.get(tag, tag)] = (name.strip(), action)
