@@ -82,7 +82,7 @@ def _evidence(facts: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
             break
     image_type = [str(v).strip().upper() for v in facts.get("ImageType") or ()]
     summary = any(_SUMMARY.search(value) for value in image_type)
-    if summary or kind_of("", image_type) in ("screen", "dose page"):
+    if summary or kind_of("", tuple(image_type)) in ("screen", "dose page"):
         yield 0.9, "Image Type (0008,0008) names a screen or summary"
     conversion = _CONVERSIONS.get(str(facts.get("ConversionType") or "").strip())
     if conversion:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -272,15 +273,30 @@ def _whole(
 
 
 def _burned_in(values: Values, sop_class: str) -> BurnedIn | None:
+    return _risk(
+        sop_class, values.text(tags.MODALITY), values.texts(tags.IMAGE_TYPE),
+        tuple(values.text(tag) for tag in _DEVICE),
+        (values.unsigned(tags.ROWS), values.unsigned(tags.COLUMNS)),
+        sum(tag in values.tree for tag in tags.OVERLAYS),
+    )  # fmt: skip
+
+
+_DEVICE = (tags.CONVERSION, tags.BURNED_IN, tags.MANUFACTURER, tags.MODEL)
+
+
+@lru_cache(maxsize=64)  # the slices of a series give the same
+def _risk(
+    sop_class: str, modality: str, image_type: tuple[str, ...], device: tuple[str, ...],
+    size: tuple[int, int], num_overlays: int,
+) -> BurnedIn | None:  # fmt: skip
+    conversion, burned_in, manufacturer, model = device
     facts = {
-        "SOPClassUID": sop_class, "Modality": values.text(tags.MODALITY),
-        "ImageType": values.texts(tags.IMAGE_TYPE), "ConversionType": values.text(tags.CONVERSION),
-        "BurnedInAnnotation": values.text(tags.BURNED_IN),
-        "Manufacturer": values.text(tags.MANUFACTURER),
-        "ManufacturerModelName": values.text(tags.MODEL),
-        "Rows": values.unsigned(tags.ROWS), "Columns": values.unsigned(tags.COLUMNS),
+        "SOPClassUID": sop_class, "Modality": modality, "ImageType": image_type,
+        "ConversionType": conversion, "BurnedInAnnotation": burned_in,
+        "Manufacturer": manufacturer, "ManufacturerModelName": model,
+        "Rows": size[0], "Columns": size[1],
     }  # fmt: skip
-    risk = burned_in_risk(facts, sum(tag in values.tree for tag in tags.OVERLAYS))
+    risk = burned_in_risk(facts, num_overlays)
     return risk if risk.at_risk else None
 
 

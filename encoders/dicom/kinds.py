@@ -6,6 +6,7 @@ Modality does not decide: dose pages are written with Modality CT (PS3.4 B.5, PS
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["image", "localizer", "screen", "dose page", "bolus tracking", "reformat"]
@@ -92,7 +93,8 @@ def reason_against(sop_class: str) -> str:
     return f"not an image to read: {_name(sop_class)}: {words}"
 
 
-def kind_of(sop_class: str, image_type: Sequence[str]) -> Kind:
+@lru_cache(maxsize=256)
+def kind_of(sop_class: str, image_type: tuple[str, ...]) -> Kind:
     """Which sort of picture: ImageType (0008,0008) values as scanners write them."""
     values = set(image_type)
     if values & {"DOSE_INFO", "DOSE INFO", "PATIENT_INFO", "DOSE"}:

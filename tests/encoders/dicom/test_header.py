@@ -296,7 +296,7 @@ def test_private_class_with_pixels_is_a_plain_picture_and_never_hounsfield(tmp_p
     ],
 )  # fmt: skip
 def test_image_type_tells_what_a_picture_shows(image_type: str, kind: str):
-    assert kind_of(STORAGE + "2", image_type.split()) == kind
+    assert kind_of(STORAGE + "2", tuple(image_type.split())) == kind
 
 
 def test_screen_save_of_two_words_is_a_screen():
