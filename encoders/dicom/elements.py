@@ -262,10 +262,10 @@ class _Walk:
                 break
             if length == _UNDEFINED or (tag in wanted and (vr == b"SQ" or tag in tags.SEQUENCES)):
                 keep: list[Tree] | None = [] if tag in wanted else None
+                if keep is not None:
+                    found[tag] = keep  # also what was read of a sequence that breaks off
                 stop = end if length == _UNDEFINED else pos + length
                 pos = self._items(pos, stop, depth + 1, explicit and vr != b"UN", keep)
-                if keep is not None:
-                    found[tag] = keep
                 continue
             if tag in wanted:
                 if pos + length > known:

@@ -189,10 +189,13 @@ def _directory_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
     except Flaw as flaw:
         problems.append(Problem(flaw.code, str(flaw), path.name))
         return
+    records = found.values.get(tags.DIRECTORY_RECORDS, ())
     if found.flaw:
         problems.append(Problem(found.flaw.code, str(found.flaw), path.name))
+    if not records:
+        problems.append(Problem("MISSING_FILE", "the DICOMDIR names no file", path.name))
     root, seen = path.parent.resolve(), set()
-    for record in found.values.get(tags.DIRECTORY_RECORDS, ()):
+    for record in records:
         reference = text(record.get(tags.REFERENCED_FILE))
         parts = [part.strip(" \0") for part in reference.split("\\")]
         if not reference or reference in seen:
