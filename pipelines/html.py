@@ -135,15 +135,10 @@ def draw_slice(volume: Volume, index: int, boxes: Sequence[Box] = ()) -> bytes:
 
 
 def _greys(volume: Volume, index: int) -> Iterator[tuple[str, np.ndarray]]:
-    from encoders.dicom.display import PROJECTIONS, hanging
+    from encoders.dicom.display import hanging, unit_of, voi_of
 
-    if volume.calibrated:
-        vois = hanging(volume.info)
-    else:
-        robust = volume.info.modality not in PROJECTIONS
-        vois = (volume.display.choose(volume.voxels, robust),)
-    for voi in vois:
-        yield voi.name, volume.display.grey(volume.voxels[index], voi)
+    for voi in hanging(volume.info) if volume.calibrated else (voi_of(volume),):
+        yield voi.name, np.rint(255 * unit_of(volume, voi, index)).astype(np.uint8)
 
 
 def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], name: str) -> Any:

@@ -15,6 +15,7 @@ from encoders.features import Problem
 
 if TYPE_CHECKING:
     from encoders.dicom.header import SeriesInfo
+    from encoders.dicom.volume import Volume
 
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID", "TABLE"]
 PROJECTIONS = ("CR", "DX", "MG", "RF", "XA", "US", "OT", "SC", "IO", "PX")  # shown as stored
@@ -126,6 +127,27 @@ class Display:
             named = {**PRESETS, **{v.name: v for v in self.vois}}
             voi = named[voi]
         return np.rint(255 * self.unit(values, voi)).astype(np.uint8)
+
+
+def voi_of(volume: Volume, robust: bool | None = None) -> Voi:
+    """What a volume without Hounsfield units is shown by.
+
+    The header's first choice for projections and colour, or the range between percentiles of all
+    that was measured for cross-sections; `robust` decides instead where it is given.
+    """
+    if robust is None:
+        robust = volume.info.modality not in PROJECTIONS
+    padding = volume.padding
+    measured = volume.voxels if padding is None or padding.all() else volume.voxels[~padding]
+    return volume.display.choose(measured, robust)
+
+
+def unit_of(volume: Volume, voi: Voi, index: int | slice = slice(None)) -> np.ndarray:
+    """Slices of a volume as float32 0..1, 1 the brightest; padding is black, inverted or not."""
+    unit = volume.display.unit(volume.voxels[index], voi)
+    if volume.padding is not None:
+        unit[volume.padding[index]] = 0
+    return unit
 
 
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # LPS: negative and positive end of each axis

@@ -14,6 +14,11 @@ import numpy as np
 
 _COLOURS = ("Red", "Green", "Blue")
 _MAX_ENTRIES = 2**16
+KEYWORDS = (
+    "PixelPresentation",
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _COLOURS),
+    *(f"{kind}{colour}PaletteColorLookupTableData" for kind in ("", "Segmented") for colour in _COLOURS),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

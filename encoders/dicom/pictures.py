@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.dicom.display import OVERLAY_GROUPS, PROJECTIONS, overlay_problems
+from encoders.dicom.display import OVERLAY_GROUPS, overlay_problems, unit_of, voi_of
 from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
@@ -24,6 +24,7 @@ from encoders.dicom.volume import Volume, load_volume
 from encoders.errors import InputError, UnreadableFile
 from encoders.features import Problem, Source
 
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _CENTIMETRES = 3  # Physical Units X/Y Direction (0018,6024/6026), PS3.3 C.8.5.5.1.15
 
 
@@ -164,13 +165,15 @@ def _frames_of(file: SliceFile) -> Iterator[int | None]:
 def _picture(series: Series, file: SliceFile, index: int, overlays: bool) -> Picture:
     import pydicom
 
-    decoded = read_pixels(file)  # first: it checks the limits before anything is unpacked
+    grey = file.stored.samples == 1 and file.stored.photometric != "PALETTE COLOR"
+    # decoding comes first: it checks the limits before anything is unpacked
+    decoded = _grey(series, file) if grey else read_pixels(file)
     target = file.open()
     header = pydicom.dcmread(target, stop_before_pixels=True, force=True)
     if isinstance(target, io.BytesIO):
         target.close()
     try:
-        rgb, problems = _rgb(series, file, decoded, header)
+        rgb, problems = _rgb(file, decoded, header)
     except ValueError as error:
         raise UnreadableFile(f"{file.name!r} cannot be coloured: {error}") from error
     problems += overlay_problems(header)
@@ -184,31 +187,34 @@ def _picture(series: Series, file: SliceFile, index: int, overlays: bool) -> Pic
     )  # fmt: skip
 
 
+def _grey(series: Series, file: SliceFile) -> Volume:
+    return load_volume(replace(series, files=(file,), is_volume=False, problems=()))
+
+
 def _rgb(
-    series: Series, file: SliceFile, decoded: Pixels, header: Any
+    file: SliceFile, decoded: Pixels | Volume, header: Any
 ) -> tuple[np.ndarray, tuple[Problem, ...]]:
-    """uint8 `[rows, columns, 3]` of stored values, by what they mean."""
-    if decoded.stored.ndim == 3:
-        return _in_srgb(_colour(decoded), header, file.name)
+    """uint8 `[rows, columns, 3]` of one image, by what its values mean."""
     palette = palette_of(header)
-    if palette is not None and not palette.supplemental:
-        return _in_srgb(palette.apply(decoded.stored), header, file.name)
-    volume = load_volume(replace(series, files=(file,), is_volume=False, problems=()))
+    if isinstance(decoded, Pixels):
+        rgb = palette.apply(decoded.stored) if palette else _colour(decoded)
+        return _in_srgb(rgb, header, file.name)
     told_otherwise = ("NO_GEOMETRY", "OVERLAY")  # a picture needs no place; overlays: see below
-    problems = tuple(p for p in volume.problems if p.code not in told_otherwise)
-    robust = volume.info.modality not in PROJECTIONS and not volume.display.vois
-    voi = volume.display.choose(volume.voxels, robust)
-    grey = volume.display.grey(volume.voxels[0], voi)
-    if palette is not None:
-        return palette.apply(decoded.stored, grey), problems
+    problems = tuple(p for p in decoded.problems if p.code not in told_otherwise)
+    voi = voi_of(decoded, robust=False if decoded.display.vois else None)
+    grey = np.rint(255 * unit_of(decoded, voi, 0)).astype(np.uint8)
+    if palette:
+        return palette.apply(read_pixels(file).stored, grey), problems
     return np.repeat(grey[..., None], 3, -1), problems
 
 
 def _colour(decoded: Pixels) -> np.ndarray:
-    """Colour samples as 8-bit RGB (PS3.3 C.7.6.3.1.2)."""
+    """Colour samples as 8-bit RGB (PS3.3 C.7.6.3.1.2); decoders give ICT and RCT as RGB."""
     stored = decoded.stored[..., :3]
     eight = (stored >> max(decoded.bits - 8, 0)).astype(np.uint8)
-    if decoded.photometric in ("YBR_FULL", "YBR_FULL_422"):
+    if decoded.photometric not in _COLOURS:
+        raise ValueError(f"colour space {decoded.photometric[:16]!r} (0028,0004) is not supported")
+    if decoded.photometric.startswith("YBR_FULL"):
         from pydicom.pixels.processing import convert_color_space
 
         return convert_color_space(eight, "YBR_FULL", "RGB")

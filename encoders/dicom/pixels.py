@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from encoders.dicom import tags
+from encoders.dicom import palette, tags
 from encoders.dicom.codestream import Malformed, check_rle, j2k_shape, jpeg_shape
 from encoders.dicom.decoder import (
     IS_J2K,
@@ -53,7 +53,7 @@ _KEYWORDS = (
     # what display.py reads of a header
     "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction",
     "VOILUTSequence", "PresentationLUTShape", "PerFrameFunctionalGroupsSequence",
-    "SharedFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence", *palette.KEYWORDS,
 )  # fmt: skip
 _T = TypeVar("_T")
 

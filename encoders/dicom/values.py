@@ -15,6 +15,7 @@ import numpy as np
 from encoders.dicom import tags
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.kinds import is_ct
+from encoders.dicom.palette import palette_of
 from encoders.dicom.pixels import Pixels, iter_pixels
 from encoders.errors import InputError, UnreadableFile
 from encoders.features import Problem
@@ -84,7 +85,10 @@ def read_stack(files: Sequence[SliceFile], info: SeriesInfo, problems: list[Prob
 
 def _values(pixels: Pixels, file: SliceFile) -> np.ndarray | InputError:
     """Modality LUT (PS3.3 C.11.1): the sequence where there is one, else slope and intercept."""
-    stored = _grey(pixels)
+    try:
+        stored = _grey(pixels)
+    except ValueError as error:
+        return UnreadableFile(f"{file.name!r} cannot be coloured: {error}")
     if pixels.header.get("ModalityLUTSequence"):
         from pydicom.pixels.processing import apply_modality_lut
 
@@ -97,12 +101,16 @@ def _values(pixels: Pixels, file: SliceFile) -> np.ndarray | InputError:
 
 def _grey(pixels: Pixels) -> np.ndarray:
     """Colour as luminance (ITU-R BT.601, as YBR_FULL defines it)."""
-    if pixels.stored.ndim == 2:
-        return pixels.stored
+    colours = pixels.stored
+    if pixels.photometric == "PALETTE COLOR":
+        palette = palette_of(pixels.header)
+        colours = palette.apply(pixels.stored) if palette else pixels.stored
+    if colours.ndim == 2:
+        return colours
     if pixels.photometric.startswith("YBR"):
-        return pixels.stored[..., 0]
+        return colours[..., 0]
     weights = np.array([0.299, 0.587, 0.114], np.float32)
-    return np.round(pixels.stored[..., :3] @ weights).astype(np.int32)
+    return np.round(colours[..., :3] @ weights).astype(np.int32)
 
 
 def _rescaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:

@@ -7,13 +7,13 @@ three windows as three channels. Each keeps its `Source`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from encoders.dicom.display import PROJECTIONS, dominant_axes
+from encoders.dicom.display import dominant_axes, unit_of, voi_of
 from encoders.dicom.values import AIR_HU
 from encoders.dicom.volume import Volume
 from encoders.features import Problem, Source
@@ -99,10 +99,11 @@ class Views:
 
 def make_views(volume: Volume, profile: ViewProfile) -> Views:
     """The views of a volume by a profile; values that are not HU are stretched to fill a window."""
-    voxels, to_old = _canonical(volume)
+    values, problems = _values(volume, profile)
+    voxels, to_old = _canonical(values.voxels, volume.grid)
+    values = replace(values, voxels=voxels)
     affine = volume.grid @ to_old
     positions = np.nan_to_num(volume.positions_mm)[:: 1 if to_old[0, 0] > 0 else -1]
-    values, problems = _values(volume, voxels, profile)
     _, rows, columns = voxels.shape
     groups, thickness = _slabs(positions, profile)
     row_mm, column_mm = (float(np.linalg.norm(affine[:3, i])) for i in (1, 2))
@@ -162,14 +163,11 @@ class _Values:
     air: float
 
 
-def _values(
-    volume: Volume, voxels: np.ndarray, profile: ViewProfile
-) -> tuple[_Values, tuple[Problem, ...]]:
+def _values(volume: Volume, profile: ViewProfile) -> tuple[_Values, tuple[Problem, ...]]:
     if profile.scale == "hu" and volume.calibrated:
-        return _Values(voxels, profile.windows, AIR_HU), ()
-    as_stored = volume.info.modality in PROJECTIONS if profile.scale == "hu" else False
-    by_header = profile.scale == "header" or as_stored
-    unit = volume.display.unit(voxels, volume.display.choose(voxels, robust=not by_header))
+        return _Values(volume.voxels, profile.windows, AIR_HU), ()
+    robust = None if profile.scale == "hu" else profile.scale == "percentile"
+    unit = unit_of(volume, voi_of(volume, robust))
     if profile.scale != "hu":
         return _Values(unit, profile.windows, 0.0), ()
     top = LUNG.center + LUNG.width / 2
@@ -197,9 +195,9 @@ def _side(voxels: np.ndarray, affine: np.ndarray) -> int:
     return round(float((np.array(voxels.shape[1:]) * mm).max() / mm.min()))
 
 
-def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+def _canonical(voxels: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Voxels flipped and transposed to canonical axes, and the map from new to stored indices."""
-    axes = dominant_axes(volume.grid)
+    axes = dominant_axes(grid)
     in_plane = {axes[1], axes[2]}
     column_axis = 0 if 0 in in_plane else 1
     order = [0, 1, 2] if axes[2] == column_axis else [0, 2, 1]
@@ -208,12 +206,12 @@ def _canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     flips: list[int] = []
     for new, old in enumerate(order):
         wanted = -1 if (new == 1 and axes[old] == 2) else 1
-        flip = volume.grid[axes[old], old] * wanted < 0
+        flip = grid[axes[old], old] * wanted < 0
         to_old[old, new] = -1 if flip else 1
         if flip:
-            to_old[old, 3] = volume.voxels.shape[old] - 1
+            to_old[old, 3] = voxels.shape[old] - 1
             flips.append(new)
-    return np.flip(volume.voxels.transpose(order), tuple(flips)), to_old
+    return np.flip(voxels.transpose(order), tuple(flips)), to_old
 
 
 def _slabs(positions: np.ndarray, profile: ViewProfile) -> tuple[list[np.ndarray], np.ndarray]:

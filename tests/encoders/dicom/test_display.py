@@ -143,6 +143,16 @@ def test_window_of_a_frame_stands_in_its_functional_group() -> None:
     assert display_of(header, 1).vois[0].center == 9
 
 
+def test_overlay_planes_of_any_image_are_told() -> None:
+    header = _header()
+    header.add_new((0x6002, 0x0010), "US", 4)
+    header.add_new((0x6002, 0x3000), "OW", b"\0\0")
+    problems = display_of(header).problems
+    assert [p.code for p in problems] == ["OVERLAY"]
+    assert problems[0].message.startswith("1 overlay")
+    assert display_of(_header()).problems == ()
+
+
 def test_presets_are_those_radiologists_use() -> None:
     wanted = {"brain": (40, 80), "lung": (-600, 1500), "mediastinum": (50, 350),
               "abdomen": (40, 400), "bone": (500, 2000)}  # fmt: skip

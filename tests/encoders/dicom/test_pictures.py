@@ -12,7 +12,15 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
-from encoders.dicom import PROFILES, describe, let_through, load_pictures, scan, views_of
+from encoders.dicom import (
+    PROFILES,
+    describe,
+    let_through,
+    load_pictures,
+    load_volume,
+    scan,
+    views_of,
+)
 from encoders.dicom.pictures import Picture, picture_views
 from encoders.errors import UnreadableFile
 
@@ -227,6 +235,20 @@ def test_single_images_of_every_kind_reach_the_prompt(shared_data: Path, tiny_co
             medium = processor.prepare("dicom", series)
             assert medium.views.shape[0] == len(medium.labels) == 1
             assert medium.views.std() > 0
+
+
+def test_colour_space_nobody_writes_any_more_is_refused_by_name(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    file = _write(tmp_path / "hsv.dcm", pixels, CAPTURE, PhotometricInterpretation="HSV")
+    with pytest.raises(UnreadableFile, match="colour space 'HSV'"):
+        _pictures(file)
+
+
+def test_volume_of_a_palette_image_holds_luminance_not_table_indices(shared_data: Path) -> None:
+    file = shared_data / "ultrasound/OBXXXX1A.dcm"
+    weights = np.array([0.299, 0.587, 0.114])
+    luminance = _pictures(file)[0].pixels @ weights
+    assert np.abs(load_volume(file).voxels[0] - luminance).max() <= 0.51
 
 
 def test_palette_that_is_broken_refuses_its_image_by_name(tmp_path: Path) -> None:

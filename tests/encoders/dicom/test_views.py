@@ -155,6 +155,23 @@ def test_chest_x_ray_takes_the_headers_window_and_is_inverted_once(inverted: boo
         assert np.abs(shown - 255 * wanted).max() <= 0.51
 
 
+@pytest.mark.parametrize(("profile", "modality"), [("mr", "MR"), ("cxr", "DX")])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_padding_is_black_and_does_not_stretch_the_scale(
+    profile: str, modality: str, inverted: bool
+) -> None:
+    voxels = np.random.default_rng(2).integers(1000, 2000, (4, 32, 32)).astype(np.int16)
+    plain = _stack(
+        voxels, info=SeriesInfo(modality=modality), unit="", display=Display((), inverted)
+    )
+    padded = voxels.copy()
+    padded[:, :3] = -30000
+    holed = replace(plain, voxels=padded, padding_ranges=((-30000.0, -30000.0),))
+    shown, without = (make_views(v, PROFILES[profile]).pixels for v in (holed, plain))
+    assert (shown[:, :, :3] == 0).all()
+    assert np.abs(shown[:, :, 3:].astype(int) - without[:, :, 3:]).max() <= 4
+
+
 def test_our_profile_on_an_x_ray_shows_it_as_the_header_wants() -> None:
     voxels = np.arange(4096, dtype=np.int16).reshape(1, 64, 64)
     info = SeriesInfo(modality="CR")
