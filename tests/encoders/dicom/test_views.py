@@ -189,6 +189,17 @@ def test_a_profile_is_a_value_that_a_model_names() -> None:
     assert low_high == [(-1024, 1024), (-135, 215), (0, 80)]
 
 
+def test_documented_profiles_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[3] / "docs/dicom.md").read_text(encoding="utf-8")
+    for profile in PROFILES.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{profile.name}` |"))
+        assert str(profile.num_views) in row
+        assert profile.size is None or f"| {profile.size} |" in row
+        if profile.scale == "hu" and "the same" not in row:
+            for w in profile.windows:
+                assert f"{w.center - w.width / 2:g}..{w.center + w.width / 2:g}" in row
+
+
 def test_window_table_is_kept_and_never_written_to() -> None:
     hu = np.array([[0, 40, 80]], np.int16)
     first = to_rgb(hu, MEDGEMMA.windows)
