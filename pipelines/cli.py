@@ -1,4 +1,4 @@
-"""The command line: crossread read | chat | transcribe | info.
+"""The command line: crossread read | chat | transcribe | info | pacs.
 
 Exit codes: 0 done (whatever the verdict), 1 unexpected failure, 2 wrong usage, 3 bad input,
 4 model trouble, 5 remote trouble. Results go to stdout, everything else to stderr.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
+from pipelines import pacs
 
 if TYPE_CHECKING:
     from encoders.dicom import Series
@@ -45,6 +46,8 @@ AllowBurnedIn = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+app.add_typer(pacs.app, name="pacs")
 
 
 @app.callback()

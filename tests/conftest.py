@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,3 +50,24 @@ def speech() -> np.ndarray:
     t = np.arange(32000) / 16000
     tone = 0.4 * np.sin(2 * np.pi * (200 + 300 * t) * t)
     return (tone * (np.sin(2 * np.pi * 2 * t) > -0.5)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running Orthanc; see `tests.archive`."""
+    from tests.archive import running_orthanc
+
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="session")
+def stored(orthanc: Any, phantom_series: Path) -> str:
+    """The address of the phantom's study, stored in Orthanc by STOW-RS."""
+    import pydicom
+
+    from encoders.dicom.remote import store
+
+    files = sorted(phantom_series.iterdir())
+    assert store(orthanc.base, files, orthanc.access) == len(files)
+    return f"{orthanc.base}/studies/{pydicom.dcmread(files[0]).StudyInstanceUID}"

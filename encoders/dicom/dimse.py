@@ -5,7 +5,7 @@ Needs the extra `pacs` (pynetdicom). Errors name the peer's AE title, never what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.receiver import Rules, Shelf, storage_contexts
+from encoders.dicom.remote import require_keywords
 from encoders.errors import InputError, Refused, TimedOut, Unreachable
 
 _PENDING = (0xFF00, 0xFF01)
@@ -72,15 +73,15 @@ def echo(peer: Peer) -> None:
 
 
 @quiet_pydicom()
-def find(peer: Peer, **filters: str) -> list[Found]:
-    """C-FIND: the studies that fit `filters`, attributes by keyword such as `PatientID="..."`."""
+def find(peer: Peer, filters: Mapping[str, str] | None = None) -> list[Found]:
+    """C-FIND: the studies that fit filters, attributes by keyword such as `{"PatientID": "..."}`."""
     from pydicom.dataset import Dataset
 
     query = Dataset()
     query.QueryRetrieveLevel = "STUDY"
     query.StudyInstanceUID = query.ModalitiesInStudy = ""
     query.NumberOfStudyRelatedInstances = None
-    for name, value in filters.items():
+    for name, value in require_keywords(filters or {}).items():
         setattr(query, name, value)
     model = StudyRootQueryRetrieveInformationModelFind
     found = []

@@ -69,24 +69,41 @@ def is_url(study: object) -> bool:
     return isinstance(study, str) and study.startswith(("https://", "http://"))
 
 
-def find(url: str, access: Access | None = None, **filters: str) -> list[Match]:
+def find(
+    url: str, filters: Mapping[str, str] | None = None, access: Access | None = None
+) -> list[Match]:
     """QIDO-RS: the studies of a server, or the series of the study a URL names.
 
     Args:
         url: `https://host/dicom-web`, or `https://host/dicom-web/studies/UID`.
+        filters: attributes by keyword, such as `{"PatientID": "..."}` or `{"Modality": "SR"}`.
         access: the environment's if not given.
-        filters: attributes by keyword, such as `PatientID="..."` or `Modality="SR"`.
 
     Raises:
+        InputError: a filter is no attribute.
         RemoteError: see `guarded`.
     """
-    at = _parse(url)
+    at, wanted = _parse(url), require_keywords(filters or {})
     with _client(at, access or Access.from_environment()) as client:
         if at.study is None:
-            found = client.search_for_studies(search_filters=filters, get_remaining=False)
+            found = client.search_for_studies(search_filters=wanted)
         else:
-            found = client.search_for_series(at.study, search_filters=filters)
+            found = client.search_for_series(at.study, search_filters=wanted)
     return [_match(at, item) for item in found]
+
+
+def require_keywords(filters: Mapping[str, str]) -> dict[str, str]:
+    """The filters, if each is an attribute of PS3.6 by its keyword.
+
+    Raises:
+        InputError: one is not.
+    """
+    from pydicom.datadict import tag_for_keyword
+
+    for name in filters:
+        if tag_for_keyword(name) is None:
+            raise InputError(f"{name!r} is no DICOM attribute; write it like PatientID or Modality")
+    return dict(filters)
 
 
 def _match(at: _Address, item: Mapping[str, Any]) -> Match:
@@ -240,10 +257,12 @@ def _fetch_one(
 
 def _download(session: GuardedSession, url: str, part: Path) -> None:
     access = session.access
-    with remote_errors(url):
-        answer = session.get(
+    with (
+        remote_errors(url),
+        session.get(
             url, headers={"Accept": _DICOM}, stream=True, timeout=access.timeout_s
-        )  # fmt: skip
+        ) as answer,
+    ):  # fmt: skip
         answer.raise_for_status()
         body = limited(answer, access.max_instance_bytes, access.max_seconds)
         kind = Message()

@@ -47,10 +47,20 @@ def command_names() -> list[str]:
     return [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
 
 
+def group_commands() -> list[tuple[str, str]]:
+    """The commands of groups, such as `pacs find`."""
+    return [
+        (str(group.name), c.name or c.callback.__name__)
+        for group in cli.app.registered_groups
+        for c in (group.typer_instance.registered_commands if group.typer_instance else ())
+        if c.callback
+    ]
+
+
 def page() -> str:
     """The whole of docs/cli.md."""
     parts = [HEAD]
-    for command in ((), *((name,) for name in command_names())):
+    for command in ((), *((name,) for name in command_names()), *group_commands()):
         title = " ".join(("crossread", *command))
         parts.append(f"## {title}\n\n```console\n$ {title} --help\n{help_of(*command)}\n```\n")
     return "\n".join(parts)

@@ -314,8 +314,8 @@ def test_tls_is_verified_against_the_given_authority(server: Server, tmp_path: P
     access = Access(frozenset({"127.0.0.1"}))
     try:
         with pytest.raises(Refused, match="certificate of 127"):
-            find(url, access)
-        assert find(url, replace(access, ca_bundle=certificate)) == []
+            find(url, access=access)
+        assert find(url, access=replace(access, ca_bundle=certificate)) == []
     finally:
         http.shutdown()
         http.server_close()
@@ -376,7 +376,7 @@ def test_address_without_a_study_and_objects_not_taken_are_refused(
     with pytest.raises(InputError, match="names no study"):
         fetch(server.base, tmp_path, server.access)
     with pytest.raises(InputError, match="not the address of a DICOMweb server"):
-        find("pacs.example.org", server.access)
+        find("pacs.example.org", access=server.access)
     assert is_url(server.url)
     assert not is_url("study/folder")
     assert not is_url(tmp_path)

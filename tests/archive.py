@@ -1,0 +1,81 @@
+"""A real PACS for tests: Orthanc with its DICOMweb plugin, on loopback, with ports of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from encoders.dicom.dimse import Peer
+from encoders.dicom.guarded import Access
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    base: str
+    peer: Peer
+    our_port: int
+
+    @property
+    def access(self) -> Access:
+        return Access(frozenset({"127.0.0.1"}))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_orthanc(folder: Path) -> Iterator[Orthanc]:
+    """Orthanc while the block runs; skips the test where it is not installed."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    if program is None or not PLUGIN.is_file():
+        pytest.skip("needs Orthanc with DICOMweb (apt-get install orthanc orthanc-dicomweb)")
+    http, dicom, ours = free_port(), free_port(), free_port()
+    (folder / "orthanc.json").write_text(
+        json.dumps({
+            "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
+            "HttpPort": http, "HttpBindAddresses": ["127.0.0.1"], "RemoteAccessAllowed": False,
+            "DicomPort": dicom, "DicomAet": "ORTHANC", "DicomCheckCalledAet": True,
+            "DicomModalities": {"us": ["CROSSREAD", "127.0.0.1", ours]},
+            "DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False,
+            "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        })
+    )  # fmt: skip
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        [program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{http}/system", process)
+        yield Orthanc(
+            f"http://127.0.0.1:{http}/dicom-web", Peer("ORTHANC", "127.0.0.1", dicom), ours
+        )
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            assert process.poll() is None, "Orthanc ended while starting"
+            time.sleep(0.1)
+    pytest.fail("Orthanc does not answer")
