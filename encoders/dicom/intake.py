@@ -1,20 +1,25 @@
 """What a DICOM input consists of: file, folder, DICOMDIR, zip or tar -> members by bare name.
 
-Knows containers and their limits. Members of archives are read in memory, most of them only when
-asked for; nothing is unpacked to disk, so no name or link inside can lead outside.
+Knows containers and their limits. A member of an archive is read in memory when it is asked for;
+nothing is unpacked under its own name, so no name or link inside can lead outside. What cannot be
+read out of order (tar.gz) is inflated once into a file without a name that goes when it is closed.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import stat
 import tarfile
+import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, BinaryIO
 
 from encoders.dicom import tags
 from encoders.dicom.elements import Flaw, read_elements, text
@@ -28,14 +33,14 @@ MAX_UNPACKED_BYTES = 4 * 2**30
 MAX_RATIO = 200
 SMALL = 2**26  # what unpacks to less is safe at any ratio
 _LOCAL_HEADER = 30  # bytes, then the name and the extra field (APPNOTE 4.3.7)
-_TAR_SLACK = 2**20  # for headers, long names and padding before a member
+_MAX_TAR_HEADER = 2**20
 
 
 @dataclass(frozen=True)
 class Packed:
     """A member of a zip or tar, read when asked for."""
 
-    archive: Path
+    archive: Path | _Nameless
     offset: int  # of its bytes
     packed_size: int
     size: int
@@ -55,7 +60,7 @@ class Packed:
     def read_start(self, size: int) -> bytes:
         """Up to `size` first bytes."""
         size = min(size, self.size)
-        with self.archive.open("rb") as file:
+        with _opened(self.archive) as file:
             file.seek(self.offset)
             if not self.deflated:
                 return file.read(min(size, self.packed_size))
@@ -69,6 +74,27 @@ class Packed:
                 return out
             except zlib.error as error:
                 raise OSError("a broken archive member") from error
+
+
+@contextmanager
+def _opened(archive: Path | _Nameless) -> Iterator[IO[bytes]]:
+    if isinstance(archive, Path):
+        with archive.open("rb") as file:
+            yield file
+    else:
+        with archive.lock:
+            yield archive.file
+
+
+class _Nameless:
+    """A file without a name, there as long as a member refers to it; one reader at a time."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        self.lock = threading.Lock()
+
+    def __del__(self) -> None:
+        self.file.close()
 
 
 Origin = Path | bytes | Packed
@@ -98,7 +124,11 @@ def members(path: Path, problems: list[Problem]) -> Iterator[Member]:
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             yield file.name, file
         return
-    start = read_start(path, 2**10)
+    try:
+        start = read_start(path, 2**10)
+    except OSError as error:
+        words = f"{shown_name(path.name)!r} cannot be opened ({type(error).__name__})"
+        raise UnreadableFile(f"{words}; check its permissions") from error
     if start[:2] == b"PK" and zipfile.is_zipfile(path):
         yield from _zip_members(path, problems)
     elif start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
@@ -139,47 +169,65 @@ def _zip_member(
 
 
 def _tar_members(path: Path, gzipped: bool, problems: list[Problem]) -> Iterator[Member]:
-    count = total = 0
+    archive, whole = _inflated(path) if gzipped else (path, True)
+    entries: list[tarfile.TarInfo] = []
+    total = 0
     try:
-        with path.open("rb") as raw:
-            stream = _Metered(gzip.GzipFile(fileobj=raw)) if gzipped else None
-            source: dict[str, Any] = {"fileobj": stream, "mode": "r|"} if stream else {"name": path}
-            with tarfile.open(**source) as archive:
-                while (entry := archive.next()) is not None:
-                    if stream:
-                        stream.allowed = entry.size + _TAR_SLACK
+        with _opened(archive) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+                while (entry := tar.next()) is not None:
                     if entry.isdir():
                         continue
-                    count, total = count + 1, total + entry.size
-                    _require_safe(path, count, total)
-                    flaw = "" if entry.isreg() and not entry.issparse() else "a link or device"
-                    if _is_left_out(entry.name, flaw, problems):
-                        continue
-                    name = _base_name(entry.name)
-                    if not stream:
-                        yield name, Packed(path, entry.offset_data, entry.size, entry.size)
-                    elif (member := archive.extractfile(entry)) is not None:
-                        yield name, member.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-        if not count:
-            raise UnreadableFile(
-                f"{shown_name(path.name)!r} is a broken tar; pack it again"
-            ) from error
-        words = f"the archive is broken after {count} members; the rest is lost"
+                    total += entry.size
+                    _require_safe(path, len(entries) + 1, total)
+                    if (
+                        entry.isreg()
+                        and not entry.issparse()
+                        and entry.offset_data + entry.size > end
+                    ):
+                        whole = False
+                    else:
+                        entries.append(entry)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        if not entries:
+            name = shown_name(path.name)
+            raise UnreadableFile(f"{name!r} is a broken tar; pack it again") from error
+        whole = False
+    if not whole:
+        words = f"the archive is broken after {len(entries)} members; the rest is lost"
         problems.append(Problem("TRUNCATED_ARCHIVE", words, path.name))
+    for entry in entries:
+        flaw = "" if entry.isreg() and not entry.issparse() else "a link or device"
+        if not _is_left_out(entry.name, flaw, problems):
+            yield _base_name(entry.name), Packed(archive, entry.offset_data, entry.size, entry.size)
 
 
-class _Metered:
-    """A stream that gives no more than is allowed before the next member."""
+def _inflated(path: Path) -> tuple[_Nameless, bool]:
+    """What a .gz unpacks to, and whether that is all of it."""
+    out, total = _Nameless(), 0
+    try:
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as packed:
+            while chunk := packed.read1(2**16):
+                total += len(chunk)
+                _require_safe(path, 0, total)
+                out.file.write(chunk)
+    except (OSError, EOFError, zlib.error):
+        return out, False
+    return out, True
 
-    def __init__(self, stream: gzip.GzipFile) -> None:
-        self.stream, self.allowed = stream, _TAR_SLACK
+
+class _Headers:
+    """A file to tarfile, which reads headers of any length into memory; no more than sane ones."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        self.allowed -= size
-        if self.allowed < 0:
+        if size > _MAX_TAR_HEADER:
             raise tarfile.ReadError("a header larger than any")
-        return self.stream.read(size)
+        return self.file.read(size)
 
 
 def _directory_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
@@ -228,9 +276,10 @@ def _find_below(root: Path, parts: list[str]) -> Path | None:
 def _require_safe(path: Path, count: int, total: int) -> None:
     ratio = total / max(path.stat().st_size, 1)
     if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES or (total > SMALL and ratio > MAX_RATIO):
+        files = f"{count} files or more, " if count else ""
         raise UnreadableFile(
-            f"{shown_name(path.name)!r} holds {count} files or more that unpack to {total / 2**20:.0f} MiB"
-            f" ({ratio:.0f} times its size): refused as unsafe"
+            f"{shown_name(path.name)!r} unpacks to {files}{total / 2**20:.0f} MiB or more,"
+            f" {ratio:.0f} times its size: refused as unsafe"
         )
 
 
