@@ -66,17 +66,24 @@ def _groups(
 
 
 def _without_copies(group: list[SliceFile]) -> tuple[list[SliceFile], list[Problem]]:
-    kept: dict[str, SliceFile] = {}
+    """An instance twice is kept once; different images that share a UID are all kept."""
+    kept: dict[Hashable, SliceFile] = {}
     copies = []
     for file in group:
-        if file.sop_uid and file.sop_uid in kept:
+        identity = (file.sop_uid, file.position, file.instance_number, file.sop_uid or len(kept))
+        if identity in kept:
             copies.append(file.name)
         else:
-            kept[file.sop_uid or f"no uid {len(kept)}"] = file
-    if not copies:
-        return group, []
-    words = f"{len(copies)} images are there twice; one of each is kept"
-    return list(kept.values()), [Problem("DUPLICATE_INSTANCE", words, copies[0])]
+            kept[identity] = file
+    problems = []
+    if copies:
+        words = f"{len(copies)} images are there twice; one of each is kept"
+        problems.append(Problem("DUPLICATE_INSTANCE", words, copies[0]))
+    uids = {f.sop_uid for f in kept.values() if f.sop_uid}
+    if len(uids) < sum(bool(f.sop_uid) for f in kept.values()):
+        words = "different images share one SOP Instance UID (0008,0018); all are kept"
+        problems.append(Problem("SHARED_UID", words))
+    return list(kept.values()), problems
 
 
 def _alike(group: list[SliceFile]) -> list[list[SliceFile]]:

@@ -46,9 +46,11 @@ class Traits(NamedTuple):
     stack: str = ""  # Stack ID (0020,9056)
     container: str = ""  # the multi-frame object, or the concatenation it is a part of
     phase: str = ""  # Temporal Position
+    b_value: str = ""  # of diffusion
     acquisition: str = ""
     trigger: str = ""  # ms after the R wave
-    time: str = ""  # Content Time
+    acquisition_time: str = ""
+    content_time: str = ""
 
 
 class Part(NamedTuple):
@@ -254,8 +256,9 @@ def _whole(
         part = Part(values.text(tags.CONCATENATION), *numbers)
     traits = Traits(
         image_type, "", "" if stored.frames == 1 else part.concatenation if part else uid,
-        values.text(tags.PHASE), values.text(tags.ACQUISITION), values.text(tags.TRIGGER),
-        values.text(tags.CONTENT_TIME),
+        values.text(tags.PHASE), str(values.double(tags.B_VALUE) or ""),
+        values.text(tags.ACQUISITION), values.text(tags.TRIGGER),
+        values.text(tags.ACQUISITION_TIME), values.text(tags.CONTENT_TIME),
     )  # fmt: skip
     return SliceFile(
         name, source, values.text(tags.SERIES), uid, sop_class, rows, columns,
@@ -361,8 +364,10 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
         phase=str(content.unsigned(tags.PHASE_INDEX, size=4) or "")
         or str(groups[tags.PHASE_SEQUENCE].double(tags.PHASE_OFFSET) or ""),
         acquisition=str(content.unsigned(tags.FRAME_ACQUISITION) or ""),
+        b_value=str(groups[tags.DIFFUSION].double(tags.B_VALUE) or ""),
         trigger=str(groups[tags.CARDIAC].double(tags.TRIGGER_DELAY) or ""),
-        time="",
+        acquisition_time="",
+        content_time="",
     )
     return replace(
         whole,

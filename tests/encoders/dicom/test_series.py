@@ -157,7 +157,11 @@ def test_two_traits_that_vary_together_give_every_combination_its_stack():
 
 def test_a_time_of_its_own_for_each_slice_tears_no_stack_to_pieces():
     slices = [
-        cut(2.0 * i, 10 * p + i, Traits((), phase=str(p), time=f"10{p}{i:02}", acquisition=str(i)))
+        cut(
+            2.0 * i,
+            10 * p + i,
+            Traits((), phase=str(p), content_time=f"10{p}{i:02}", acquisition=str(i)),
+        )
         for p in (1, 2)
         for i in range(9)
     ]
@@ -174,6 +178,13 @@ def test_same_instance_twice_is_kept_once_and_told():
     assert series.problems == (
         Problem("DUPLICATE_INSTANCE", "1 images are there twice; one of each is kept", "copy"),
     )
+
+
+def test_slices_an_anonymiser_gave_one_uid_are_all_kept():
+    (series,) = series_of([replace(f, sop_uid="1.9") for f in pile(6)])
+    assert len(series.files) == 6
+    assert series.is_volume
+    assert codes(series) == ["SHARED_UID"]
 
 
 def test_images_nothing_tells_apart_are_never_interleaved():
