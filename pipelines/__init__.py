@@ -63,7 +63,7 @@ def pipeline(
         sparsity: share of MLP neurons left out per token, 0.0 to 0.9; None as saved.
 
     Raises:
-        InvalidMessage: an unknown task.
+        InvalidMessage: an unknown task; device, dtype or sparsity for a backend that is loaded.
         ModelError: the model cannot be found or used.
     """
     from encoders.errors import InvalidMessage
@@ -74,6 +74,10 @@ def pipeline(
         from multimodal.backends import load_backend
 
         model = load_backend(model, device=device, dtype=dtype, sparsity=sparsity)
+    elif (device, dtype, sparsity) != ("auto", "auto", None):
+        raise InvalidMessage(
+            "a backend is loaded already: set device, dtype and sparsity when loading it"
+        )
     if task == "chat":
         from pipelines.chat import ChatPipeline
 
