@@ -294,7 +294,10 @@ def _open(study: Input, allow_burned_in: bool) -> _Opened:
     if len(found.series) > 1:
         info, others = series.info, len(found.series) - 1
         images = f"{info.num_slices} image{'s'[: info.num_slices != 1]}"
-        message = f"read the {info.modality} series of {images}; {others} other series left unread"
+        message = (
+            f"read the {info.modality} series of {images}, chosen {found.default_reason};"
+            f" {others} left unread"
+        )
         problems.append(Problem("SERIES_CHOSEN", message))
     volume = let_through(load_volume(series), allow_burned_in=allow_burned_in)
     return _Opened(volume, (*problems, *volume.problems), found.documents)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -275,3 +279,41 @@ def test_recorded_directory_of_directories_gives_the_whole_study(shared_data: Pa
     by_folder = scan(shared_data / "head_phantom_study")
     assert {s.key for s in by_directory.series} == {s.key for s in by_folder.series}
     assert len(by_directory.default().files) == 28
+
+
+# --- hostile files, all at once
+
+_SCAN_ALL = """
+import json, resource, sys, time
+from pathlib import Path
+from encoders.dicom import scan
+from encoders.errors import CrossReadError
+codes, started = {}, time.process_time()
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        codes[file.name] = [p.code for p in scan(file).problems]
+    except CrossReadError as error:
+        codes[file.name] = [type(error).__name__]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps([codes, peak, time.process_time() - started]))
+"""
+
+
+def test_hostile_files_are_scanned_within_500_megabytes(shared_data: Path, tmp_path: Path):
+    for file in (shared_data / "derived/hostile").iterdir():
+        shutil.copy(file, tmp_path)
+    zeros = gzip.compress(b"\0" * (70 * 2**20), 9)
+    (tmp_path / "bomb.tar.gz").write_bytes(zeros)
+    (tmp_path / "noise.tar").write_bytes(b"x" * 257 + b"ustar" + os.urandom(4096))
+    done = subprocess.run(
+        [sys.executable, "-c", _SCAN_ALL, str(tmp_path)], capture_output=True, text=True,
+        check=True, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    told, peak_mb, _ = json.loads(done.stdout)
+    assert peak_mb < 500
+    assert set(told) == {p.name for p in tmp_path.iterdir()}
+    assert told["nested_sequences.dcm"] == told["truncated.dcm"] == ["UNREADABLE_FILE"]
+    assert told["frames_lie.dcm"] == ["UNREADABLE_FILE"]
+    assert told["bomb.tar.gz"] == told["zip_bomb.zip"] == told["noise.tar"] == ["UnreadableFile"]
+    assert told["zip_slip.zip"] == ["UNSAFE_PATH"]
+    assert told["tar_symlink.tar"] == ["UNSAFE_MEMBER"]
