@@ -110,15 +110,20 @@ def parse_verdict(text: str) -> Verdict | None:
     return Verdict(error, None if correction == REMOVE else correction)
 
 
-_HEADER = re.compile(r"^\s*(?:[A-Z][A-Z /-]{2,}|[A-Z][a-z]+(?: [a-z]+)?):\s*")
+_HEADER = re.compile(
+    r"^\s*(?:[A-Z][A-Z /-]{2,}|[A-Z][a-z]+(?: [a-z]+)?):\s*|^\s*[一-鿿]{2,6}[：:]\s*"
+)
 _NUMBERED = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+")
 # a full stop ends a sentence unless it stands inside a number or after a usual abbreviation
 _SENTENCE_END = re.compile(
-    r"(?<=[.!?。])(?<!\bDr\.)(?<!\bapprox\.)(?<!\bNo\.)\s+(?=[A-Z0-9\"'(])|(?<=。)"
+    r"(?<=[.!?。])(?<!\bDr\.)(?<!\bapprox\.)(?<!\bNo\.)\s+(?=[A-Z0-9\"'(])|(?<=[。！？；])"
 )
 _CONTINUED = re.compile(r"\s*[a-z0-9(]")
-_ENDS = (".", "!", "?", "。", ":", ";")
-_SKIPPED_SECTIONS = ("technique", "comparison", "indication", "clinical", "history", "exam")
+_ENDS = (".", "!", "?", "。", "！", "？", "；", ":", ";")
+_SKIPPED_SECTIONS = (
+    "technique", "comparison", "indication", "clinical", "history", "exam",
+    "临床", "病史", "既往", "检查技术", "检查方法", "扫描", "对比", "比较",
+)  # fmt: skip
 
 
 def _unwrapped(report: str) -> list[str]:

@@ -129,7 +129,8 @@ class SparseMLP(nn.Module):
     def _down_transposed(self) -> torch.Tensor:
         """`down_proj.weight` with a neuron's column in one stretch of memory, kept until it changes."""
         weight = self.down_proj.weight
-        key = (weight.data_ptr(), weight._version)
+        # weights made in inference mode cannot change and count no versions
+        key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._down_t is None or self._down_t[0] != key:
             self._down_t = (key, weight.detach().t().contiguous())
         return self._down_t[1]

@@ -37,15 +37,33 @@ def _case(rows: int, hidden: int, neurons: int, share: float, seed: int) -> list
     neurons=st.integers(1, 60),
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 999),
+    large=st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_cpu_kernel_equals_the_definition(
-    rows: int, hidden: int, neurons: int, share: float, seed: int
+    rows: int, hidden: int, neurons: int, share: float, seed: int, large: bool
 ) -> None:
+    """Both ways of reading: gathered as in small layers, in place as in large ones."""
     case = _case(rows, hidden, neurons, share, seed)
-    torch.testing.assert_close(
-        cpu.sparse_gated_mlp(*case), reference.sparse_gated_mlp(*case), atol=1e-4, rtol=1e-4
-    )
+    limit, cpu.GATHER_BYTES = cpu.GATHER_BYTES, 0 if large else 1 << 30
+    try:
+        got = cpu.sparse_gated_mlp(*case)
+    finally:
+        cpu.GATHER_BYTES = limit
+    torch.testing.assert_close(got, reference.sparse_gated_mlp(*case), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gather_bytes", [0, 1 << 30])
+def test_cpu_kernel_never_reads_an_inactive_row(
+    gather_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "GATHER_BYTES", gather_bytes)
+    x, gate, _, up, down = _case(1, 5, 7, 0.5, 0)
+    mask = torch.tensor([[True, False, True, False, False, True, False]])
+    wanted = cpu.sparse_gated_mlp(x, gate, mask, up, down)
+    up[~mask[0]] = torch.nan
+    down[~mask[0]] = torch.nan
+    assert torch.equal(cpu.sparse_gated_mlp(x, gate, mask, up, down), wanted)
 
 
 def test_the_definition_is_the_sum_over_active_neurons() -> None:

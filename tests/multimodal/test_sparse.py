@@ -316,6 +316,12 @@ def test_new_weights_are_noticed() -> None:
     torch.testing.assert_close(mlp(x), before)
 
 
+def test_a_model_made_in_inference_mode_decodes() -> None:
+    wanted, x = _sparse_mlp(0.5), torch.randn(1, HIDDEN)
+    with torch.inference_mode():
+        torch.testing.assert_close(_sparse_mlp(0.5)(x), wanted(x))
+
+
 def test_training_reaches_every_weight_and_gives_the_masked_gradient() -> None:
     mlp = _sparse_mlp(0.5)
     x = torch.randn(3, HIDDEN)

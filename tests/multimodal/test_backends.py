@@ -1,0 +1,47 @@
+"""The protocol: what every backend gives, and that nothing heavy is loaded to speak it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from encoders.errors import ModelNotFound
+from multimodal.backends import Finished, Token, Usage, collect, load_backend
+from multimodal.messages import user
+from tests import makers
+
+FINISHED = Finished("done", "stop", Usage(1, 1, 0))
+
+
+def test_collect_returns_the_last_event() -> None:
+    assert collect(iter([Token("do"), Token("ne"), FINISHED])) is FINISHED
+
+
+def test_a_backend_that_never_finishes_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="must end with Finished"):
+        collect(iter([Token("do")]))
+
+
+def test_the_fake_of_the_tests_keeps_the_protocol() -> None:
+    fake = makers.FakeBackend(answers={"nodule": "right nodule"})
+    assert collect(fake.generate([user("a nodule?")])).text == "right nodule"
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="missing"):
+        load_backend(tmp_path / "missing")
+
+
+def test_protocol_messages_and_prompts_load_nothing_heavy() -> None:
+    script = (
+        "import sys, multimodal, multimodal.backends, multimodal.messages, multimodal.prompts\n"
+        "print([m for m in ('torch', 'transformers', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True,
+        text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"

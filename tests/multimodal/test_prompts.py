@@ -1,0 +1,157 @@
+"""Questions and answers survive being written and read; reports fall into their sentences."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multimodal.prompts import (
+    ERROR_TYPES,
+    NamedFinding,
+    Verdict,
+    ask_presence,
+    ask_size,
+    format_findings,
+    format_verdict,
+    parse_findings,
+    parse_size_mm,
+    parse_verdict,
+    split_sentences,
+)
+
+_names = st.sampled_from(
+    ["nodule", "pleural effusion", "cardiomegaly", "rib fracture", "x-ray sign"]
+)
+_findings = st.builds(
+    NamedFinding,
+    _names,
+    st.sampled_from(["right", "left", None]),
+    st.none() | st.integers(1, 300).map(float),
+)
+
+
+@given(st.lists(_findings, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_findings_survive_being_written(findings: list[NamedFinding]) -> None:
+    assert parse_findings(format_findings(findings)) == findings
+
+
+_sentences = st.text("abc. 5", min_size=1).map(str.strip).filter(lambda s: s and s != "remove")
+_verdicts = st.builds(Verdict, st.none()) | st.builds(
+    Verdict, st.sampled_from(ERROR_TYPES), st.none() | _sentences
+)
+
+
+@given(_verdicts)
+@settings(max_examples=100, deadline=None)
+def test_verdicts_survive_being_written(verdict: Verdict) -> None:
+    assert parse_verdict(format_verdict(verdict)) == verdict
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_answer_of_a_model_is_read_without_an_error(text: str) -> None:
+    assert all(f.name for f in parse_findings(text))
+    verdict, size = parse_verdict(text), parse_size_mm(text)
+    assert verdict is None or verdict.error in (*ERROR_TYPES, None)
+    assert size is None or size >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Right nodule 14 mm; left pleural effusion", [
+            NamedFinding("nodule", "right", 14.0), NamedFinding("pleural effusion", "left")]),
+        ("no findings", []),
+        ("", []),
+        ("nodule 7.5 mm;; ???", [NamedFinding("nodule", None, 7.5)]),
+    ],
+)  # fmt: skip
+def test_a_list_of_findings_is_read(text: str, wanted: list[NamedFinding]) -> None:
+    assert parse_findings(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("14 mm", 14.0), ("about 1.4 cm in size", 14.0), ("14mm", 14.0), ("14", None), ("", None)],
+)
+def test_a_size_is_read_in_millimetres(text: str, wanted: float | None) -> None:
+    assert parse_size_mm(text) == (None if wanted is None else pytest.approx(wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Agrees.", Verdict(None)),
+        ("nothing", Verdict(None)),
+        ("insertion: remove", Verdict("insertion")),
+        ("Direction: left nodule: 5 mm", Verdict("direction", "left nodule: 5 mm")),
+        ("direction", None),
+        ("I think so: yes", None),
+    ],
+)
+def test_a_verdict_is_read(text: str, wanted: Verdict | None) -> None:
+    assert parse_verdict(text) == wanted
+
+
+def test_questions_name_side_and_finding() -> None:
+    assert ask_presence("nodule", "right") == "Is there a right nodule?"
+    assert ask_presence("cardiomegaly", None) == "Is there a cardiomegaly?"
+    assert ask_size("nodule", "left") == "How large is the left nodule?"
+
+
+REPORT = """CT CHEST WITHOUT CONTRAST
+
+CLINICAL HISTORY: Cough for 3 weeks. Smoker.
+TECHNIQUE: Helical CT of the chest. 1.25 mm slices.
+COMPARISON: CT of 3 May 2023.
+
+FINDINGS:
+Lungs: There is a 6 mm nodule in the right upper lobe (series 4, image 52). No pneumothorax.
+Pleura: Small left effusion measuring 1.5 cm, unchanged.
+1. The heart is enlarged.
+2) No pericardial effusion.
+- Dr. Lee was informed. Approx. size is stable.
+
+IMPRESSION:
+1. Right upper lobe nodule of 6 mm, see
+   guidelines.
+2. Is there a fracture? Not seen!
+"""
+
+
+def test_a_report_falls_into_its_statements() -> None:
+    assert split_sentences(REPORT) == [
+        "CT CHEST WITHOUT CONTRAST",
+        "There is a 6 mm nodule in the right upper lobe (series 4, image 52).",
+        "No pneumothorax.",
+        "Small left effusion measuring 1.5 cm, unchanged.",
+        "The heart is enlarged.",
+        "No pericardial effusion.",
+        "Dr. Lee was informed.",
+        "Approx. size is stable.",
+        "Right upper lobe nodule of 6 mm, see guidelines.",
+        "Is there a fracture?",
+        "Not seen!",
+    ]
+
+
+def test_chinese_full_stops_end_sentences_without_a_space() -> None:
+    report = "所见：右肺上叶见6mm结节。左侧少量胸腔积液。心影增大。\n印象：右肺结节，建议随访。"
+    assert split_sentences(report) == [
+        "右肺上叶见6mm结节。", "左侧少量胸腔积液。", "心影增大。", "右肺结节，建议随访。",
+    ]  # fmt: skip
+
+
+def test_chinese_sections_that_state_no_finding_are_left_out() -> None:
+    report = "临床病史：咳嗽三周。\n检查技术：胸部CT平扫。\n所见：右肺结节；左肺清晰！心脏不大？"
+    assert split_sentences(report) == ["右肺结节；", "左肺清晰！", "心脏不大？"]
+
+
+@given(st.text("ab. \n:-12。A", max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_no_sentence_is_empty_and_no_word_is_made_up(report: str) -> None:
+    for sentence in split_sentences(report):
+        assert sentence == sentence.strip() != ""
+        assert "".join(sentence.split()) in "".join(report.split())
