@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from encoders.dicom.confidentiality import EDITION, Action, Profile, row_of
 from encoders.dicom.pseudonyms import DUMMY_DATE, Pseudonyms, shifted
-from encoders.dicom.vocabulary import harmless_words
+from encoders.dicom.vocabulary import body_part, harmless_words, kernel
 
 if TYPE_CHECKING:
     from pydicom.dataelem import DataElement
@@ -58,6 +58,8 @@ _FORMS = {
         "DA": r"[\d.]{0,10}", "TM": r"[\d:.]{0,16} *", "DT": r"[\d.+-]{0,26} *", "UI": r"[\d.]{0,64}",
     }.items()
 }  # fmt: skip
+# kept by the standard, but people write what they like into them: only known terms stay
+_TERMS = {"BodyPartExamined": body_part, "ConvolutionKernel": kernel}
 _NUMERIC = ("DS", "IS", "FD", "FL", "SL", "SS", "UL", "US", "SV", "UV")
 
 
@@ -132,6 +134,10 @@ class _Patient:
             return self._cleaned(element, nested)
         if element.VR == "SQ":
             return self._sequence(element, action, strict)
+        if element.keyword in _TERMS and not all(
+            _TERMS[element.keyword](v) for v in _texts(element)
+        ):
+            return _with(element, None)
         if action == "K" or element.is_empty:
             return element if _is_as_its_vr_says(element) else None
         if action == "Z":
@@ -187,7 +193,7 @@ class _Patient:
             return self._sequence(element, "K", strict=False)
         if element.is_empty:
             return element
-        values = [str(v) for v in (element.value if element.VM > 1 else [element.value])]
+        values = _texts(element)
         kept: list[str | None]
         if element.VR == "TM" or element.keyword == "TimezoneOffsetFromUTC":
             kept = [v if re.fullmatch(r"[+-]?[\d:.]*", v) else None for v in values]
@@ -213,6 +219,10 @@ def _readable(source: Dataset) -> Iterator[DataElement]:
             yield source[tag]
         except Exception:  # pydicom raises what any converter may
             continue
+
+
+def _texts(element: DataElement) -> list[str]:
+    return [str(v) for v in (element.value if element.VM > 1 else [element.value])]
 
 
 def _is_as_its_vr_says(element: DataElement) -> bool:

@@ -182,21 +182,24 @@ def open_origin(source: Origin, prefix: bytes = b"") -> io.BytesIO | Path:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Values are taken as they are, and no warning or log line of pydicom quotes them.
+    """Values are taken as they are, and no warning or log line of the libraries quotes them.
 
-    What is wrong with a file is told as a `Problem`; pydicom's own words may hold identifiers.
+    What is wrong with a file is told as a `Problem`; pydicom's own words may hold identifiers, and
+    highdicom logs the UIDs of what it copies from.
     """
     from pydicom.config import disable_value_validation
 
-    log = logging.getLogger("pydicom")
-    before = log.disabled
+    logs = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    before = [log.level for log in logs]
     with disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log.disabled = True
         try:
+            for log in logs:
+                log.setLevel(logging.CRITICAL + 1)  # of their children too
             yield
         finally:
-            log.disabled = before
+            for log, level in zip(logs, before, strict=True):
+                log.setLevel(level)
 
 
 def read_header(name: str, source: Origin, *, lenient: bool = False) -> Header:

@@ -401,7 +401,8 @@ def test_evidence_of_a_real_model_lies_in_the_slice_and_leads_to_millimetres(
 def test_real_studies_are_read_to_the_end(
     random_reader: CtReportPipeline, shared_data: Path, series: str
 ):
-    reading = random_reader(shared_data / series, "There is a 14 mm nodule in the right lung.")
+    words = "There is a 14 mm nodule in the right lung."
+    reading = random_reader(shared_data / series, words, allow_burned_in=True)
     assert json.loads(reading.to_json())["study"]["num_slices"] >= 1
     assert reading.key_slices
     assert reading.agreement in ("agrees", "disagrees", "abstained")

@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 
 import encoders.dicom.confidentiality as room
 
-WORD = "QXZ"  # starts every planted text
+WORD = "QXZPLANT"  # starts every planted text; with a tag 16 characters, the most of SH, AE and CS
 DATE = "1907"  # the year of every planted date
 UID = "1.2.3.4.777"
 TIME = "133742"
@@ -93,3 +93,38 @@ def texts_of(data: Dataset) -> Iterator[str]:
             continue
         value = element.value
         yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def plant_study(folder: Path, num_slices: int = 8) -> Path:
+    """A readable CT volume whose every identifying attribute, name and margin is planted."""
+    from tests.makers import write_blocks
+
+    parent = folder / f"{WORD} Doe^John"
+    write_blocks(parent, shape=(num_slices, 24, 24))
+    for number, file in enumerate(sorted(parent.iterdir())):
+        data = pydicom.dcmread(file)
+        plant(data, number)
+        data.save_as(parent / f"{WORD}^JOHN 1907-07 {UID}.{number}.dcm", enforce_file_format=True)
+        file.unlink()
+    return parent
+
+
+def plant(data: Any, number: int) -> None:
+    """Fill a file's data set, meta header and preamble with planted values."""
+    with pydicom.config.disable_value_validation():
+        for row in rows():
+            element = planted(tag_of(row))
+            if element.tag.group >= 8 and element.keyword != "EncapsulatedDocument":
+                data.add(element)
+        data.add_new(0x00090010, "LO", f"{WORD} CREATOR")
+        data.add_new(0x60000010, "US", 1)
+        data.BodyPartExamined, data.ConvolutionKernel = f"{WORD} BODY", f"{WORD} KERNEL"
+        data.ICCProfile = f"{WORD} profile".encode()
+        data.SOPInstanceUID = f"{UID}.1.{number}"
+        data.StudyInstanceUID, data.SeriesInstanceUID = f"{UID}.2", f"{UID}.3"
+        data.FrameOfReferenceUID = f"{UID}.4"
+        meta = data.file_meta
+        meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        meta.SourceApplicationEntityTitle = f"{WORD}AE"
+        meta.PrivateInformationCreatorUID, meta.PrivateInformation = f"{UID}.5", WORD.encode()
+    data.preamble = f"{WORD} preamble".encode().ljust(128, b"\0")

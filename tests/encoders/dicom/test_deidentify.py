@@ -165,6 +165,19 @@ def test_unlisted_attributes_are_judged_by_what_they_hold() -> None:
     assert out.ExpirationDateTime == "19000101000000"
 
 
+def test_body_part_and_kernel_stay_only_as_known_terms() -> None:
+    def copy(part: str, kernel: list[str]) -> Dataset:
+        data = Dataset()
+        data.BodyPartExamined, data.ConvolutionKernel = part, kernel
+        return tool().dataset(data)
+
+    kept = copy("CHEST", ["Br38f", "3"])
+    assert (kept.BodyPartExamined, list(kept.ConvolutionKernel)) == ("CHEST", ["Br38f", "3"])
+    emptied = copy("MRS MILLER", ["MILLER"])
+    assert not emptied.BodyPartExamined
+    assert not emptied.ConvolutionKernel
+
+
 def test_a_value_that_is_not_of_its_vr_does_not_come_through() -> None:
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import Tag

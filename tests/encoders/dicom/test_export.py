@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import UID
 
 from encoders.dicom import deidentify, load_volume, scan
 from encoders.errors import InvalidOption, MissingInput, UnsafeOutput
-from tests.encoders.dicom.planting import NEEDLES, WORD, planted, rows, tag_of
+from tests.encoders.dicom.planting import NEEDLES, WORD, plant_study
 from tests.makers import write_blocks
 
 KEY = b"a key of tests only, 32 bytes long"
@@ -31,29 +30,7 @@ def uids_of(folder: Path) -> set[str]:
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """A small volume whose files are full of identifiers, under a patient's name."""
-    folder = tmp_path / f"{WORD} Doe John"
-    write_blocks(folder, shape=(6, 16, 16))
-    for number, file in enumerate(sorted(folder.iterdir())):
-        data = pydicom.dcmread(file)
-        keep = ("UID", "Date", "Time", "EncapsulatedDocument")
-        with pydicom.config.disable_value_validation():
-            for row in rows():
-                element = planted(tag_of(row))
-                if element.tag.group >= 8 and not element.keyword.endswith(keep):
-                    data.add(element)
-            data.add_new(0x00090010, "LO", f"{WORD} CREATOR")
-        data.file_meta.SourceApplicationEntityTitle = f"{WORD}AE"
-        data.file_meta.PrivateInformationCreatorUID = "1.2.3.4.777.2"
-        data.file_meta.PrivateInformation = f"{WORD} meta".encode()
-        data.preamble = f"{WORD} preamble".encode().ljust(128, b"\0")
-        data.ICCProfile = f"{WORD} profile".encode()
-        data.StudyDate, data.PatientAge = "19070711", "077Y"
-        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = UID(
-            f"1.2.3.4.777.{number}"
-        )
-        data.save_as(folder / f"{WORD}^JOHN {number}.dcm", enforce_file_format=True)
-        file.unlink()
-    return folder
+    return plant_study(tmp_path, num_slices=6)
 
 
 def test_no_planted_byte_is_in_any_file_or_name(study: Path, tmp_path: Path) -> None:
