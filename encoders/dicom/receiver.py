@@ -88,7 +88,7 @@ class Shelf:
                 return NO_ROOM, None
             self._used += len(data)
         folder.mkdir(exist_ok=True, mode=0o700)
-        part = folder / f"{_hashed(own)}.{threading.get_ident()}.part"
+        part = self.folder / f"{_hashed(own)}.{threading.get_ident()}.part"
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)
         part.replace(folder / f"{_hashed(own)}.dcm")

@@ -186,8 +186,13 @@ def fetch(url: str, folder: Path, access: Access | None = None) -> list[Problem]
         )
     missing = [i for i in instances if not (folder / i.file_name).exists()]
     logger.info("fetching %d of %d objects", len(missing), len(instances))
-    with GuardedSession(at.base, access) as session, ThreadPoolExecutor(access.workers) as pool:
-        jobs = [pool.submit(_fetch_one, session, at, i, folder) for i in missing]
+    with (
+        # beside the study, so that what a killed process leaves is never read as a part of it
+        tempfile.TemporaryDirectory(prefix="crossread-parts-", dir=folder.parent) as parts,
+        GuardedSession(at.base, access) as session,
+        ThreadPoolExecutor(access.workers) as pool,
+    ):
+        jobs = [pool.submit(_fetch_one, session, at, i, (Path(parts), folder)) for i in missing]
         try:
             found = [job.result() for job in jobs]
         except BaseException:  # whatever it was: do not go on with the rest
@@ -233,22 +238,20 @@ def _instances(listed: Sequence[Mapping[str, Any]]) -> list[_Instance]:
 
 
 def _fetch_one(
-    session: GuardedSession, at: _Address, instance: _Instance, folder: Path
+    session: GuardedSession, at: _Address, instance: _Instance, folders: tuple[Path, Path]
 ) -> Problem | None:
     """Fetch one object; a broken connection is tried again, what the server lacks is told."""
     url = f"{at.base}/studies/{at.study}/series/{instance.series_uid}/instances/{instance.sop_uid}"
-    part = folder / (instance.file_name + ".part")
+    part, whole = (folder / instance.file_name for folder in folders)
     for attempt in range(_ATTEMPTS):
         try:
             _download(session, url, part)
             _require_instance(part, instance)
-            part.replace(folder / instance.file_name)
+            part.replace(whole)
             return None
         except (NotFound, BadAnswer) as error:
-            part.unlink(missing_ok=True)
             return Problem("NOT_FETCHED", str(error), instance.file_name)
         except (Unreachable, TimedOut):
-            part.unlink(missing_ok=True)
             if attempt + 1 == _ATTEMPTS:
                 raise
             time.sleep(_PAUSE_MS / 1000 * 2**attempt)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MANUFACTURER = "CrossRead"
 LABEL = "AI result for research, not for diagnosis"
+STRIP_ROWS = 18  # below a key image, for the label
 SERIES_NUMBERS = {"report": 901, "pictures": 902, "document": 903}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
@@ -260,7 +261,7 @@ def _key_image(
     source = file_of(series, place)
     if source is not None:
         data.SourceImageSequence = [reference(source)]
-    pixels = _decode_png(png)
+    pixels = _labelled(png)
     data.Rows, data.Columns = pixels.shape[:2]
     data.SamplesPerPixel, data.PhotometricInterpretation = 3, "RGB"
     data.PlanarConfiguration = data.PixelRepresentation = 0
@@ -270,14 +271,19 @@ def _key_image(
     return data
 
 
-def _decode_png(png: bytes) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+def _labelled(png: bytes) -> np.ndarray:
+    """RGB `[rows, columns, 3]`, with the label in a strip below the picture."""
+    from PIL import Image, ImageDraw, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(png)) as image:
-            return np.asarray(image.convert("RGB"))
+            picture = image.convert("RGB")
     except UnidentifiedImageError as error:
         raise UnreadableImage("a key image is not a picture; give PNG bytes") from error
+    sheet = Image.new("RGB", (picture.width, picture.height + STRIP_ROWS))
+    sheet.paste(picture)
+    ImageDraw.Draw(sheet).text((6, picture.height + 3), LABEL, fill=(255, 255, 255))
+    return np.asarray(sheet)
 
 
 def _document(result: Result, series: Series, identity: Dataset) -> FileDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,16 @@ def test_a_model_that_cannot_be_loaded_is_refused_by_name(
 def test_an_option_out_of_range_is_refused_by_name(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidMessage, match=words):
         GenerateOptions(**options)
+
+
+def test_backend_names_the_hash_of_its_weights_and_its_view_profile(
+    tiny_composite: Any, tmp_path: Path
+):
+    model, processor = tiny_composite
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    made = LocalBackend.load(tmp_path, device="cpu").capabilities()
+    (weights,) = tmp_path.glob("*.safetensors")
+    assert made.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert made.preprocessing == "view profile crossread-ct"
+    assert LocalBackend(model, processor).capabilities().weights_sha256 == ""

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from encoders.dicom import Series, Volume, load_volume, scan, write_results
-from encoders.dicom.results import Maker, Observation, Place, Remark, Result
+from encoders.dicom.results import STRIP_ROWS, Maker, Observation, Place, Remark, Result
 from encoders.errors import InputError, UnreadableImage
 from encoders.features import Problem
 from tests import makers
@@ -174,8 +174,9 @@ def test_key_image_and_document_hold_their_bytes_and_name_their_slice(
 ) -> None:
     _, picture, document = _written(phantom_series, tmp_path)
     series = scan(phantom_series).default()
-    assert (picture.pixel_array == np.array([200, 30, 10])).all()
-    assert picture.pixel_array.shape == (21, 33, 3)
+    assert (picture.pixel_array[:21] == np.array([200, 30, 10])).all()
+    assert picture.pixel_array.shape == (21 + STRIP_ROWS, 33, 3)
+    assert picture.pixel_array[21:].max() > 200  # the label
     source = picture.SourceImageSequence[0]
     assert source.ReferencedSOPInstanceUID == series.files[2].sop_uid
     assert document.EncapsulatedDocument[: document.EncapsulatedDocumentLength] == b"%PDF-1.4 odd"
