@@ -89,3 +89,26 @@ def test_an_empty_conversation_is_refused():
 def test_many_conversations_cannot_be_streamed():
     with pytest.raises(InvalidMessage, match="one conversation at a time"):
         ChatPipeline(FakeBackend())(["a", "b"], stream=True)
+
+
+@pytest.mark.parametrize("file", ["xray/dx_image.dcm", "ultrasound/US1_UNCI.dcm", "oblique"])
+def test_single_images_are_answered_about_and_pointed_at(
+    shared_data: Path, tiny_composite: Any, file: str
+) -> None:
+    """An X-ray, an ultrasound vouched for, three oblique slices; boxes touch the stored image."""
+    from encoders.dicom import let_through, scan
+    from multimodal.local import LocalBackend
+
+    series = let_through(scan(shared_data / file).default(), allow_burned_in=True)
+    options = GenerateOptions(max_new_tokens=3, ground=True)
+    talk = ChatPipeline(LocalBackend(*tiny_composite))
+    end = talk([user(Study(series), "is there a nodule")], options)
+    assert isinstance(end, Finished)
+    assert end.usage.encoded_media == 1
+    for region in end.regions:
+        assert region.box is not None
+        x0, y0, x1, y1 = region.box
+        assert x0 < x1
+        assert y0 < y1
+        assert min(x1, y1) > 0
+        assert region.source.slice_index in range(len(series.files))
