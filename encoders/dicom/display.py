@@ -7,6 +7,7 @@ after the modality transformation (HU for CT); a model's own windows are in `vie
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -207,16 +208,41 @@ def dominant_axes(affine: np.ndarray) -> list[int]:
     return axes
 
 
+@cache
+def unreadable() -> tuple[type[Exception], ...]:
+    """What pydicom raises where the value of an element is broken, at the moment it is asked for."""
+    from pydicom.errors import BytesLengthException
+
+    return (
+        ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError,
+        OverflowError, BytesLengthException,
+    )  # fmt: skip
+
+
 def display_of(header: Any, frame: int | None = None) -> Display:
-    """What a header (of pydicom) says of showing its image, or one frame of it."""
-    holder = _frame_voi(header, frame)
+    """What a header (of pydicom) says of showing its image, or one frame of it.
+
+    A broken header shows its image too, over the range of its values, and is told of.
+    """
+    overlays = overlay_problems(header)
+    inverted = _inverted(header)
     problems: list[Problem] = []
-    kind = str(header.get("PhotometricInterpretation", ""))
-    shape = str(header.get("PresentationLUTShape", ""))
-    signed = bool(header.get("PixelRepresentation", 0)) or _lowers(header)
-    vois = (*_tables(holder, signed, problems), *_windows(holder, problems))
-    inverted = kind == "MONOCHROME1" or shape == "INVERSE"
-    return Display(vois, inverted, (*problems, *overlay_problems(header)))
+    try:
+        holder = _frame_voi(header, frame)
+        signed = bool(header.get("PixelRepresentation", 0)) or _lowers(header)
+        vois = (*_tables(holder, signed, problems), *_windows(holder, problems))
+    except unreadable():
+        words = "the VOI attributes (0028,1050) to (0028,3010) are broken; none is used"
+        return Display((), inverted, (Problem("BAD_DISPLAY", words), *overlays))
+    return Display(vois, inverted, (*problems, *overlays))
+
+
+def _inverted(header: Any) -> bool:
+    try:
+        kind, shape = header.get("PhotometricInterpretation"), header.get("PresentationLUTShape")
+    except unreadable():
+        kind, shape = header.get("PhotometricInterpretation"), None
+    return kind == "MONOCHROME1" or shape == "INVERSE"
 
 
 def overlay_problems(header: Any) -> tuple[Problem, ...]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from encoders.errors import InvalidPixels
+
 _COLOURS = ("Red", "Green", "Blue")
 _MAX_ENTRIES = 2**16
 KEYWORDS = (
@@ -52,7 +54,7 @@ def palette_of(header: Any) -> Palette | None:
     """The palette a header (of pydicom) colours its pixels with, None where there is none.
 
     Raises:
-        ValueError: tables that are broken or do not fit each other.
+        InvalidPixels: tables that are broken or do not fit each other.
     """
     kind = str(header.get("PhotometricInterpretation", ""))
     presentation = str(header.get("PixelPresentation", ""))
@@ -64,7 +66,7 @@ def palette_of(header: Any) -> Palette | None:
     if descriptor is None:
         if supplemental:
             return None
-        raise ValueError("a palette image without a Palette Color Lookup Table Descriptor")
+        raise InvalidPixels("a palette image without a Palette Color Lookup Table Descriptor")
     count, first, bits = descriptor
     channels = [_channel(header, colour, count, bits, little) for colour in _COLOURS]
     if first > 32767 and int(header.get("PixelRepresentation") or 0):
@@ -78,7 +80,7 @@ def _descriptor(header: Any) -> tuple[int, int, int] | None:
         return None
     count, first, bits = (int(v) for v in value)
     if bits not in (8, 16):
-        raise ValueError(f"a palette of {bits} bits; only 8 and 16 are allowed")
+        raise InvalidPixels(f"a palette of {bits} bits; only 8 and 16 are allowed")
     return count or _MAX_ENTRIES, first, bits
 
 
@@ -98,9 +100,9 @@ def _channel(header: Any, colour: str, count: int, bits: int, little: bool) -> n
         words = _words(bytes(segmented), bits, little)
         entries = np.array(expand_segments(words.tolist(), bits, count), np.int64)
     else:
-        raise ValueError(f"a palette without data for {colour.lower()}")
+        raise InvalidPixels(f"a palette without data for {colour.lower()}")
     if len(entries) < count:
-        raise ValueError(f"a palette of {count} entries holds {len(entries)}")
+        raise InvalidPixels(f"a palette of {count} entries holds {len(entries)}")
     entries = entries[:count]
     if bits == 16 and entries.max(initial=0) > 255:  # else 8-bit colours in 16-bit entries
         entries = entries >> 8
@@ -124,7 +126,7 @@ def expand_segments(words: Sequence[int], bits: int, limit: int = _MAX_ENTRIES) 
     """Segments (PS3.3 C.7.9.2) as entries: 0 discrete, 1 linear, 2 a copy of earlier segments.
 
     Raises:
-        ValueError: an unknown segment, one that is cut short, or a copy within a copy.
+        InvalidPixels: an unknown segment, one that is cut short, or a copy within a copy.
     """
     out: list[int] = []
 
@@ -136,7 +138,7 @@ def expand_segments(words: Sequence[int], bits: int, limit: int = _MAX_ENTRIES) 
             size = {0: length, 1: 1, 2: 32 // bits}.get(code, 0)
             body = words[at + 2 : at + 2 + size]
             if len(body) < size or (code == 1 and not out):
-                raise ValueError("a segmented palette is cut short or starts with a line")
+                raise InvalidPixels("a segmented palette is cut short or starts with a line")
             if code == 0:
                 out.extend(body)
             elif code == 1:
@@ -146,7 +148,7 @@ def expand_segments(words: Sequence[int], bits: int, limit: int = _MAX_ENTRIES) 
                 offset = sum(word << (bits * place) for place, word in enumerate(body))
                 expand(offset * 8 // bits, length, True)
             else:
-                raise ValueError(f"a segmented palette has a segment of kind {code}")
+                raise InvalidPixels(f"a segmented palette has a segment of kind {code}")
             at += 2 + size
 
     expand(0, len(words), False)

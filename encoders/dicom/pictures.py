@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.dicom.display import OVERLAY_GROUPS, overlay_problems, unit_of, voi_of
+from encoders.dicom.display import OVERLAY_GROUPS, overlay_problems, unit_of, unreadable, voi_of
 from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
@@ -21,7 +21,7 @@ from encoders.dicom.pixels import Pixels, read_pixels
 from encoders.dicom.series import Series
 from encoders.dicom.views import ViewProfile, Views, make_views
 from encoders.dicom.volume import Volume, load_volume
-from encoders.errors import InputError, UnreadableFile
+from encoders.errors import InputError, InvalidPixels, UnreadableFile
 from encoders.features import Problem, Source
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -173,17 +173,27 @@ def _picture(series: Series, file: SliceFile, index: int, overlays: bool) -> Pic
     if isinstance(target, io.BytesIO):
         target.close()
     try:
-        rgb, problems = _rgb(file, decoded, header)
-    except ValueError as error:
+        return _shown(file, index, decoded, header, overlays)
+    except InvalidPixels as error:
         raise UnreadableFile(f"{file.name!r} cannot be coloured: {error}") from error
-    problems += overlay_problems(header)
+    except unreadable() as error:  # whose own words may quote values
+        kind = type(error).__name__
+        raise UnreadableFile(
+            f"{file.name!r} has a broken header ({kind}); export it again"
+        ) from error
+
+
+def _shown(
+    file: SliceFile, index: int, decoded: Pixels | Volume, header: Any, overlays: bool
+) -> Picture:
+    rgb, problems = _rgb(file, decoded, header)
     if overlays:
         rgb = _burnt_in(rgb, header, file.frame or 0)
     spacing = file.spacing
     return Picture(
         rgb, file.name, index, file.frame, _seconds(header, file.frame),
         (spacing[0], spacing[1]) if spacing else None, _aspect(header, spacing),
-        tuple(_regions(header)), problems,
+        tuple(_regions(header)), (*problems, *overlay_problems(header)),
     )  # fmt: skip
 
 
@@ -213,7 +223,9 @@ def _colour(decoded: Pixels) -> np.ndarray:
     stored = decoded.stored[..., :3]
     eight = (stored >> max(decoded.bits - 8, 0)).astype(np.uint8)
     if decoded.photometric not in _COLOURS:
-        raise ValueError(f"colour space {decoded.photometric[:16]!r} (0028,0004) is not supported")
+        raise InvalidPixels(
+            f"colour space {decoded.photometric[:16]!r} (0028,0004) is not supported"
+        )
     if decoded.photometric.startswith("YBR_FULL"):
         from pydicom.pixels.processing import convert_color_space
 

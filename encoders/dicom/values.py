@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from encoders.dicom import tags
+from encoders.dicom.display import unreadable
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
 from encoders.dicom.pixels import Pixels, iter_pixels
-from encoders.errors import InputError, UnreadableFile
+from encoders.errors import InputError, InvalidPixels, UnreadableFile
 from encoders.features import Problem
 
 AIR_HU, MAX_HU = -1024, 3071  # what a 12-bit CT value can be
@@ -87,8 +88,10 @@ def _values(pixels: Pixels, file: SliceFile) -> np.ndarray | InputError:
     """Modality LUT (PS3.3 C.11.1): the sequence where there is one, else slope and intercept."""
     try:
         stored = _grey(pixels)
-    except ValueError as error:
+    except InvalidPixels as error:
         return UnreadableFile(f"{file.name!r} cannot be coloured: {error}")
+    except unreadable() as error:  # whose own words may quote values
+        return UnreadableFile(f"{file.name!r} has a broken palette ({type(error).__name__})")
     if pixels.header.get("ModalityLUTSequence"):
         from pydicom.pixels.processing import apply_modality_lut
 

@@ -143,6 +143,34 @@ def test_window_of_a_frame_stands_in_its_functional_group() -> None:
     assert display_of(header, 1).vois[0].center == 9
 
 
+def test_broken_window_costs_the_window_not_the_series(
+    phantom_series: Path, tmp_path: Path
+) -> None:
+    """Found by fuzzing: a window of letters stopped the loading of the whole series."""
+    data = sorted(phantom_series.iterdir())[12].read_bytes()
+    at = data.index(b"\x28\x00\x50\x10DS") + 8  # the value of Window Center
+    (tmp_path / "broken.dcm").write_bytes(data[:at] + b"xy" + data[at + 2 :])
+    volume = load_volume(tmp_path / "broken.dcm")
+    assert "BAD_WINDOW" in {p.code for p in volume.problems}
+    assert volume.display.grey(volume.voxels).max() == 255
+
+
+def test_header_that_cannot_be_asked_keeps_its_inversion() -> None:
+    class Unknown(Dataset):
+        """pydicom fails at the moment it is asked for an element of an unknown VR."""
+
+        def get(self, key: Any, default: Any = None) -> Any:
+            if key == "WindowCenter":
+                raise NotImplementedError
+            return super().get(key, default)
+
+    header = Unknown()
+    header.PhotometricInterpretation = "MONOCHROME1"
+    found = display_of(header)
+    assert found.inverted
+    assert [p.code for p in found.problems] == ["BAD_DISPLAY"]
+
+
 def test_overlay_planes_of_any_image_are_told() -> None:
     header = _header()
     header.add_new((0x6002, 0x0010), "US", 4)

@@ -13,6 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from encoders.dicom.palette import expand_segments, palette_of
+from encoders.errors import InvalidPixels
 
 LITTLE, BIG = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ExplicitVRBigEndian
 
@@ -128,14 +129,14 @@ def test_plain_and_straight_segments_equal_pydicoms(parts: list[tuple[int, int, 
 
 @pytest.mark.parametrize("words", [[0, 5, 1], [1, 4, 7], [0, 1, 1, 3, 0], [0, 1, 1, 2, 1, 6, 0]])
 def test_broken_segments_are_refused(words: list[int]) -> None:
-    with pytest.raises(ValueError, match="segmented palette"):
+    with pytest.raises(InvalidPixels, match="segmented palette"):
         expand_segments(words, 16)
 
 
 def test_palette_that_is_too_short_or_of_odd_depth_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds 2"):
+    with pytest.raises(InvalidPixels, match="holds 2"):
         palette_of(_header(b"\1\0\2\0", [9, 0, 16]))
-    with pytest.raises(ValueError, match="12 bits"):
+    with pytest.raises(InvalidPixels, match="12 bits"):
         palette_of(_header(b"\1\0\2\0", [2, 0, 12]))
-    with pytest.raises(ValueError, match="without data"):
+    with pytest.raises(InvalidPixels, match="without data"):
         palette_of(_header(b"", [2, 0, 16]))

@@ -22,7 +22,7 @@ from encoders.dicom import (
     views_of,
 )
 from encoders.dicom.pictures import Picture, picture_views
-from encoders.errors import UnreadableFile
+from encoders.errors import CrossReadError, UnreadableFile
 
 US, CAPTURE = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.7"
 CINE = "1.2.840.10008.5.1.4.1.1.3.1"
@@ -256,3 +256,34 @@ def test_palette_that_is_broken_refuses_its_image_by_name(tmp_path: Path) -> Non
     file = _write(tmp_path / "broken.dcm", pixels, PhotometricInterpretation="PALETTE COLOR")
     with pytest.raises(UnreadableFile, match=r"broken\.dcm.*palette"):
         _pictures(file)
+
+
+def test_mutated_headers_are_shown_or_refused_never_fatal(tmp_path: Path) -> None:
+    """Bytes of the display attributes are changed at random: windows, tables, overlays, palette."""
+    rng = np.random.default_rng(7)
+    grey, colour = np.arange(64, dtype=np.uint8).reshape(8, 8), np.zeros((8, 8, 3), np.uint8)
+    table = (np.arange(64, dtype="<u2") * 1000).tobytes()
+    palette = {
+        f"{name}PaletteColorLookupTable{part}": value
+        for name in ("Red", "Green", "Blue")
+        for part, value in (("Descriptor", [64, 0, 16]), ("Data", table))
+    }
+    seeds = [
+        _write(tmp_path / "g", grey, WindowCenter=[9, 3], WindowWidth=[4, 2], FrameTime=40.0),
+        _write(tmp_path / "c", colour, SequenceOfUltrasoundRegions=[_region(0, 7, 3, 0.1)]),
+        _write(tmp_path / "p", grey, PhotometricInterpretation="PALETTE COLOR", **palette),
+    ]
+    shown = 0
+    for round_ in range(150):
+        data = bytearray(seeds[round_ % 3].read_bytes())
+        places = rng.integers(data.index(b"\x28\x00\x02\x00") - 80, len(data) - 70, 3)
+        for place in places:
+            data[int(place)] = int(rng.choice([0, 1, 32, 65, 92, 255]))
+        (tmp_path / "x").write_bytes(data)
+        try:
+            pictures = _pictures(tmp_path / "x", overlays=True)
+        except CrossReadError:
+            continue
+        shown += 1
+        assert all(p.pixels.dtype == np.uint8 and p.pixels.shape[-1] == 3 for p in pictures)
+    assert shown > 30
