@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from multimodal.backends import DEMO
-from tests.pipelines.cli_page import command_names, help_of
+from tests.pipelines.cli_page import command_names, group_commands, help_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -46,18 +46,20 @@ def options_of(*command: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", help_of(*command)))
 
 
-def wrong_in(command: str) -> Iterator[str]:
-    """What of a command does not exist."""
-    words = shlex.split(command.partition(" | ")[0], comments=True)
+def wrong_in(line: str) -> Iterator[str]:
+    """What of a typed command does not exist."""
+    words = shlex.split(line.partition(" | ")[0], comments=True)
     names = [Path(word).name for word in words]
     if "crossread" in names[:1]:
         given = words[1:]
-        name = next((w for w in given if not w.startswith("-")), None)
-        if name is not None and name not in command_names():
-            yield f"crossread {name}"
+        spoken = [w for w in given if not w.startswith("-")]
+        known = [*group_commands(), *((name,) for name in command_names())]
+        command = next((c for c in known if tuple(spoken[: len(c)]) == c), ())
+        if spoken and not command:
+            yield f"crossread {spoken[0]}"
             return
-        known = options_of(*([name] if name else [])) | options_of()
-        yield from (w for w in given if w.startswith("--") and w.partition("=")[0] not in known)
+        options = options_of(*command) | options_of()
+        yield from (w for w in given if w.startswith("--") and w.partition("=")[0] not in options)
     elif names[:1] == ["make"]:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
         yield from (f"make {w}" for w in words[1:] if "=" not in w and w not in targets)
@@ -80,10 +82,10 @@ def test_links_lead_to_files(page: Path):
 def test_commands_that_do_not_exist_would_be_noticed():
     text = (
         "```console\n$ make nonsense\n$ crossread reed x\n$ crossread read x --report r.txt \\\n"
-        "  --rapport r\n$ python examples/none.py\n$ crossread -v info x | head\nshown\n```\n"
+        "  --rapport r\n$ crossread pacs echo --nonsense\n$ python examples/none.py\n$ crossread -v info x | head\nshown\n```\n"
     )
     assert [w for c in typed(text) for w in wrong_in(c)] == [
-        "make nonsense", "crossread reed", "--rapport", "examples/none.py",
+        "make nonsense", "crossread reed", "--rapport", "--nonsense", "examples/none.py",
     ]  # fmt: skip
 
 
