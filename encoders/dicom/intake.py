@@ -45,6 +45,7 @@ class Packed:
     packed_size: int
     size: int
     deflated: bool = False
+    crc: int | None = None  # CRC-32 of what it unpacks to
 
     def read_bytes(self) -> bytes:
         """All of it.
@@ -53,7 +54,7 @@ class Packed:
             OSError: the archive is gone or the member broken.
         """
         data = self.read_start(self.size)
-        if len(data) != self.size:
+        if len(data) != self.size or self.crc not in (None, zlib.crc32(data)):
             raise OSError("a broken archive member")
         return data
 
@@ -141,67 +142,76 @@ def members(path: Path, problems: list[Problem]) -> Iterator[Member]:
 
 def _zip_members(path: Path, problems: list[Problem]) -> Iterator[Member]:
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with zipfile.ZipFile(path) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir()]
-            _require_safe(path, len(entries), sum(e.file_size for e in entries))
-            for entry in entries:
-                mode = entry.external_attr >> 16
-                flaw = (
-                    "a link" if stat.S_ISLNK(mode) else "encrypted" if entry.flag_bits & 1 else ""
-                )
-                if not _is_left_out(entry.filename, flaw, problems):
-                    yield _base_name(entry.filename), _zip_member(path, archive, file, entry)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
         raise UnreadableFile(f"{shown_name(path.name)!r} is a broken zip; pack it again") from error
+    _require_safe(path, len(entries), sum(e.file_size for e in entries))
+    with path.open("rb") as file:
+        for entry in entries:
+            if not _is_left_out(entry.filename, _flaw_of(entry), problems):
+                yield _base_name(entry.filename), _zip_member(path, file, entry)
 
 
-def _zip_member(
-    path: Path, archive: zipfile.ZipFile, file: BinaryIO, entry: zipfile.ZipInfo
-) -> Origin:
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return archive.read(entry)
-    file.seek(entry.header_offset + _LOCAL_HEADER - 4)
+def _flaw_of(entry: zipfile.ZipInfo) -> str:
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "a link"
+    if entry.flag_bits & 1:
+        return "encrypted"
+    plain = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return "" if plain else "packed by another method than deflate; pack it again"
+
+
+def _zip_member(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> Packed:
+    file.seek(max(entry.header_offset, 0) + _LOCAL_HEADER - 4)
     lengths = file.read(4)
     name_and_extra = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-    offset = entry.header_offset + _LOCAL_HEADER + name_and_extra
+    offset = max(entry.header_offset, 0) + _LOCAL_HEADER + name_and_extra
     deflated = entry.compress_type == zipfile.ZIP_DEFLATED
-    return Packed(path, offset, entry.compress_size, entry.file_size, deflated)
+    return Packed(path, offset, entry.compress_size, entry.file_size, deflated, entry.CRC)
 
 
 def _tar_members(path: Path, gzipped: bool, problems: list[Problem]) -> Iterator[Member]:
     archive, whole = _inflated(path) if gzipped else (path, True)
     entries: list[tarfile.TarInfo] = []
-    total = 0
-    try:
-        with _opened(archive) as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
-                while (entry := tar.next()) is not None:
-                    if entry.isdir():
-                        continue
-                    total += entry.size
-                    _require_safe(path, len(entries) + 1, total)
-                    if (
-                        entry.isreg()
-                        and not entry.issparse()
-                        and entry.offset_data + entry.size > end
-                    ):
-                        whole = False
-                    else:
-                        entries.append(entry)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        if not entries:
-            name = shown_name(path.name)
-            raise UnreadableFile(f"{name!r} is a broken tar; pack it again") from error
-        whole = False
+    with _opened(archive) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - tarfile.BLOCKSIZE, 0))
+        whole = whole and not any(file.read(tarfile.BLOCKSIZE))  # a whole one ends with zeros
+        file.seek(0)
+        try:
+            for entry in _tar_entries(path, file):
+                if entry.offset_data + entry.size <= end or not _is_plain(entry):
+                    entries.append(entry)
+                else:
+                    whole = False
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            if not entries:
+                name = shown_name(path.name)
+                raise UnreadableFile(f"{name!r} is a broken tar; pack it again") from error
+            whole = False
     if not whole:
         words = f"the archive is broken after {len(entries)} members; the rest is lost"
         problems.append(Problem("TRUNCATED_ARCHIVE", words, path.name))
     for entry in entries:
-        flaw = "" if entry.isreg() and not entry.issparse() else "a link or device"
+        flaw = "" if _is_plain(entry) else "a link or device"
         if not _is_left_out(entry.name, flaw, problems):
             yield _base_name(entry.name), Packed(archive, entry.offset_data, entry.size, entry.size)
+
+
+def _tar_entries(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Members that are no folders, as long as they are safe in number and size."""
+    count = total = 0
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+        while (entry := tar.next()) is not None:
+            if not entry.isdir():
+                count, total = count + 1, total + entry.size
+                _require_safe(path, count, total)
+                yield entry
+
+
+def _is_plain(entry: tarfile.TarInfo) -> bool:
+    return entry.isreg() and not entry.issparse()
 
 
 def _inflated(path: Path) -> tuple[_Nameless, bool]:

@@ -184,6 +184,10 @@ def _why_no_volume(stack: Stack) -> str:
     files = stack.files
     if files[0].kind in _NO_VOLUME:
         return _NO_VOLUME[files[0].kind]
+    if "MOSAIC" in files[0].traits.image_type:
+        return "mosaics: each image shows many slices side by side"
+    if files[0].stored.samples > 1:
+        return "colour pictures, no measured values"
     if not stack.placed:
         return "no position and orientation"
     if len(files) == 1:

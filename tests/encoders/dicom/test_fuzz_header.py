@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from functools import cache
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoders.dicom import Study, describe, tags
+from encoders.dicom import Study, describe, scan, tags
 from encoders.dicom.grouping import heights_of
 from encoders.dicom.header import Header, read_header
 from encoders.dicom.series import series_of
+from encoders.errors import NotDicom, UnreadableFile
 from encoders.features import Problem
+from tests.encoders.dicom.slices import write_stack
+from tests.encoders.dicom.test_intake import pack, write_dicomdir
 
 COLLECTION = Path(pydicom.__file__).parent / "data/test_files"
 CODES = {"NOT_DICOM", "NOT_AN_IMAGE", "UNREADABLE_FILE", "WRONG_TRANSFER_SYNTAX", "PRIVATE_SOP_CLASS",
@@ -106,6 +110,30 @@ def test_mutated_files_together_give_sorted_series_and_a_description(seed: int):
             assert (np.diff(heights) > 0).all()
     told = describe(Study(series, tuple(p for h in headers for p in h.problems)))
     assert len(told["series"]) == len(series)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("archives")
+    stack = write_stack(folder / "stack", range(1, 4))
+    names = [["STACK", file.name] for file in stack.iterdir()]
+    packed = [pack(stack, folder / name) for name in ("a.zip", "stored.zip", "a.tar", "a.tar.gz")]
+    return [*packed, write_dicomdir(folder / "DICOMDIR", names)]
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_mutated_archives_are_read_or_refused(archives: list[Path], seed: int):
+    rng = random.Random(seed)
+    target = rng.choice(archives)
+    broken = target.with_name("broken" if target.suffix else "DICOMDIR2")
+    for _ in range(10):
+        data = bytearray(target.read_bytes())
+        for _ in range(rng.choice((1, 2, 5))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        broken.write_bytes(data[: rng.choice((len(data), rng.randrange(len(data))))])
+        with contextlib.suppress(UnreadableFile, NotDicom):
+            assert scan(broken).default().reason
 
 
 def test_every_cut_of_a_header_gives_a_reason():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from encoders.dicom import Study, describe, scan
 from encoders.dicom.choice import is_soft
 from encoders.dicom.grouping import heights_of
-from encoders.dicom.header import Part, SeriesInfo, SliceFile, Traits
+from encoders.dicom.header import Part, SeriesInfo, SliceFile, Stored, Traits
 from encoders.dicom.series import Series, series_of
 from encoders.features import Problem
 
@@ -217,6 +217,8 @@ def test_one_image_too_many_leaves_the_stack_whole_and_regular():
         (pile(3, kind="bolus tracking"), "bolus tracking"),
         (pile(3, position=None), "no position and orientation"),
         (pile(1), "a single image"),
+        (pile(3, traits=Traits(("ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"))), "mosaics"),
+        (pile(3, stored=Stored(samples=3)), "colour pictures"),
         (pile(5, 1, 0.0), "5 images at one place, as in bolus tracking"),
     ],
 )
