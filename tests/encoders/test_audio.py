@@ -66,6 +66,14 @@ def test_every_usual_container_is_read_as_mono_16_khz(ending: str, tmp_path: Pat
     assert abs(np.abs(middle).max() - 0.5) < 0.05
 
 
+def test_a_files_bytes_are_read_like_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "tone.ogg"
+    _encode(path, "libopus", 0.5 * np.sin(np.arange(48000) / 20))
+    assert np.array_equal(load_speech(path.read_bytes()), load_speech(path))
+    with pytest.raises(UnreadableAudio, match="the recording cannot be decoded"):
+        load_speech(b"nothing to hear")
+
+
 @pytest.mark.parametrize("num_mel_bins", [80, 128])
 @pytest.mark.parametrize("seconds", [0.3, 2.0, 7.77])
 def test_log_mel_equals_whispers_feature_extractor(num_mel_bins: int, seconds: float) -> None:

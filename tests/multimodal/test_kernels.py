@@ -39,7 +39,7 @@ def _case(rows: int, hidden: int, neurons: int, share: float, seed: int) -> list
     seed=st.integers(0, 999),
     large=st.booleans(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_cpu_kernel_equals_the_definition(
     rows: int, hidden: int, neurons: int, share: float, seed: int, large: bool
 ) -> None:

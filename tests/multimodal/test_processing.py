@@ -82,7 +82,7 @@ _LENGTHS = {"image": TOKENS, "dicom": 16 * TOKENS + REGIONS + 2, "audio": 13}
     )
 )  # fmt: skip
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_placeholders_are_counted_before_anything_is_encoded(
     chats: list[list[str]], processor: MultimodalProcessor, views: Views
