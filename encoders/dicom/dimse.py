@@ -92,7 +92,7 @@ def find(peer: Peer, filters: Mapping[str, str] | None = None) -> list[Found]:
                 kinds = item.get("ModalitiesInStudy") or ""
                 kind = kinds if isinstance(kinds, str) else "/".join(kinds)
                 count = int(item.get("NumberOfStudyRelatedInstances") or 0)
-                found.append(Found(str(item.StudyInstanceUID), kind, count))
+                found.append(Found(str(item.get("StudyInstanceUID", "")), kind, count))
     return found
 
 

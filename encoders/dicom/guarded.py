@@ -220,7 +220,7 @@ def remote_errors(url: str) -> Iterator[None]:
         ) from None
     except requests.Timeout:
         raise TimedOut(f"{host} did not answer in time") from None
-    except requests.JSONDecodeError:
+    except (requests.JSONDecodeError, RecursionError):
         raise BadAnswer(f"{host} answered with something that is not DICOM JSON") from None
     except requests.RequestException:
         raise Unreachable(f"{host} cannot be reached, or broke off; check the address") from None

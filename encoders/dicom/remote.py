@@ -21,6 +21,7 @@ from email.message import Message
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from encoders.dicom.guarded import Access, GuardedSession, limited, remote_errors
 from encoders.dicom.header import quiet_pydicom
@@ -89,7 +90,8 @@ def find(
             found = client.search_for_studies(search_filters=wanted)
         else:
             found = client.search_for_series(at.study, search_filters=wanted)
-    return [_match(at, item) for item in found]
+    with _understood():
+        return [_match(at, item) for item in found]
 
 
 def require_keywords(filters: Mapping[str, str]) -> dict[str, str]:
@@ -112,6 +114,15 @@ def _match(at: _Address, item: Mapping[str, Any]) -> Match:
     count = _value(item, "00201209") or _value(item, "00201208") or 0
     url = f"{at.base}/studies/{study}" + (f"/series/{series}" if series and at.study else "")
     return Match(url, "/".join(str(k) for k in kinds.get("Value", ())), int(count))
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """JSON of another shape than PS3.18 F.2 says, as a `BadAnswer`."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise BadAnswer("the server answered with something that is not DICOM JSON") from error
 
 
 def _value(item: Mapping[str, Any], tag: str) -> Any:
@@ -177,7 +188,8 @@ def fetch(url: str, folder: Path, access: Access | None = None) -> list[Problem]
             listed = client.retrieve_study_metadata(at.study)
         else:
             listed = client.retrieve_series_metadata(at.study, at.series)
-    instances = _instances(listed)
+    with _understood():
+        instances = _instances(listed)
     if not instances:
         raise NotFound("the server lists no object of this study; check the UIDs in the address")
     if sum(i.num_bytes for i in instances) > access.max_study_bytes:
@@ -203,11 +215,18 @@ def fetch(url: str, folder: Path, access: Access | None = None) -> list[Problem]
 
 def _parse(url: str) -> _Address:
     match = _ADDRESS.fullmatch(url)
-    if match is None:
+    if match is None or not _is_sound(match["base"]):
         raise InputError(
             "not the address of a DICOMweb server; it looks like https://host/dicom-web/studies/UID"
         )
     return _Address(match["base"], match["study"], match["series"])
+
+
+def _is_sound(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname) and (urlsplit(url).port or 1) > 0
+    except ValueError:  # brackets or a port that are none
+        return False
 
 
 @contextmanager

@@ -370,6 +370,27 @@ def test_part_of_a_message_is_found_however_it_is_cut(size: int) -> None:
         list(first_part(iter([message[:2000]]), b"XYZ"))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"7", b"[7]", b'["x"]', b'[{"00080018": 7}]', b'[{"00080018": {"Value": 7}}]',
+     b'[{"00080018": {"Value": ["1.2"]}, "0020000E": {"Value": ["1.3"]},'
+     b' "00280010": {"Value": ["many"]}}]', b"[" * 100_000],
+)  # fmt: skip
+def test_json_of_another_shape_is_a_bad_answer(server: Server, tmp_path: Path, body: bytes) -> None:
+    server.routes["/metadata"] = server.routes["/studies"] = lambda: (200, {}, body)
+    with pytest.raises(BadAnswer):
+        fetch(server.url, tmp_path, server.access)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[::1/studies/1", "https://host:x/studies/1", "https:///a"]
+)
+def test_broken_addresses_are_refused_as_input(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not the address of a DICOMweb server"):
+        fetch(url, tmp_path)
+
+
 def test_address_without_a_study_and_objects_not_taken_are_refused(
     server: Server, tmp_path: Path, phantom_series: Path
 ) -> None:
