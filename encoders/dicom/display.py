@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from encoders.dicom.vocabulary import harmless_words
 from encoders.features import Problem
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _windows(holder: Any, problems: list[Problem]) -> list[Voi]:
     centers, widths = (_listed(holder.get(n)) for n in ("WindowCenter", "WindowWidth"))
-    names = [str(n) for n in _listed(holder.get("WindowCenterWidthExplanation"))]
+    names = [harmless_words(str(n)) for n in _listed(holder.get("WindowCenterWidthExplanation"))]
     function = str(holder.get("VOILUTFunction") or "LINEAR").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         problems.append(Problem("UNKNOWN_VOI", "unknown VOI LUT Function (0028,1056); linear used"))
@@ -311,7 +312,7 @@ def _tables(holder: Any, signed: bool, problems: list[Problem]) -> list[Voi]:
             problems.append(Problem("BAD_VOI_LUT", "a broken VOI LUT (0028,3010); unused"))
             continue
         scaled = np.rint(entries * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
-        name = str(item.get("LUTExplanation") or f"table {number + 1}")
+        name = harmless_words(str(item.get("LUTExplanation") or "")) or f"table {number + 1}"
         found.append(Voi(name, function="TABLE", first=first, table=scaled.tobytes()))
     return found
 

@@ -18,6 +18,7 @@ from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
 from encoders.dicom.pixels import Pixels, iter_pixels
+from encoders.dicom.vocabulary import rescale_type
 from encoders.errors import InputError, InvalidPixels, UnreadableFile
 from encoders.features import Problem
 
@@ -164,7 +165,7 @@ def _unit(first: Pixels, files: list[SliceFile], info: SeriesInfo, problems: lis
     elif lut is None and not all(f.rescale for f in files):
         unit, why = "", "a CT image without RescaleSlope and RescaleIntercept"
     elif declared.upper() not in ("HU", "" if lut is None else "HU"):
-        unit, why = "", f"RescaleType (0028,1054) is {declared[:8]!r}"
+        unit, why = "", f"RescaleType (0028,1054) is {rescale_type(declared)}"
     elif first.bits <= 8:
         unit, why = "", "a CT image of 8 bits holds grey levels"
     else:

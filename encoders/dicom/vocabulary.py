@@ -52,8 +52,11 @@ _DESCRIPTION = _words("""
     STUDY SERIES IMAGE IMAGES SCAN VIEW VIEWS PA AP LAT LATERAL ERECT SUPINE PRONE INSPIRATION
     EXPIRATION WINDOW PERFUSION DIFFUSION DWI ADC FLAIR TSE FSE GRE EPI TOF SWI STIR DIXON FAT WATER
     SAT FS ANGIOGRAPHY DOSE TRAUMA TUMOR LESION NODULE FRACTURE HEMORRHAGE INFARCT NORMAL FINDINGS
-    IMPRESSION NO OF THE IN TO LUNGS KIDNEYS SPLENIC HEPATIC RENAL CARDIAC
+    IMPRESSION TISSUE SOFT HARDER SOFTER
+    WIDE NARROW USER CURVE TABLE STROKE
+    NO OF THE IN TO LUNGS KIDNEYS SPLENIC HEPATIC RENAL CARDIAC
 """)
+_RESCALE_TYPES = _words("OD HU US MGML Z_EFF ED EDW HU_MOD PCT")
 _FILE_WORDS = _words("""
     dcm dicom dic ima im img image i s se ser series st study slice ct mr mri cr dx us pt pet sr mg
     dicomdir dirfile file frame jpg png txt zip gz tar nii notes readme report phantom sample test
@@ -92,6 +95,11 @@ def kernel(value: str) -> str:
     words = value.split()
     known = (w.rstrip("+").upper() in _KERNEL_WORDS or _KERNEL.fullmatch(w) for w in words)
     return " ".join(words) if len(words) <= 3 and all(known) else ""
+
+
+def rescale_type(value: str) -> str:
+    """A defined term of Rescale Type (0028,1054), else words that say it is none."""
+    return value if value in _RESCALE_TYPES else "no term of the standard"
 
 
 def harmless_words(text: str) -> str:

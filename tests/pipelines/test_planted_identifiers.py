@@ -33,7 +33,7 @@ DOORS = (
     "info", "info on the command line", "prompts of the fake", "prompts of a composite",
     "reading as JSON", "reading as page", "reading as text", "reading of a batch", "chat",
     "errors of cut files", "page of the app", "results in DICOM", "names of results",
-    "copy without identity", "report of the copy", "logs at DEBUG", "files left on disk",
+    "odd attributes", "copy without identity", "report of the copy", "logs at DEBUG", "files left on disk",
 )  # fmt: skip
 # a structured report is filed under its patient: these come from the study, by design
 FILED_UNDER = re.compile(
@@ -86,6 +86,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_composite: Any) -> Seen:
         _break(study, seen, work)
         _upload(study, seen)
         _export(study, seen, work)
+        _read_odd(plant_study(tmp_path_factory.mktemp("odd"), odd=True), seen)
     patch.undo()
     seen.add("logs at DEBUG", "\n".join(lines))
     for file in left.rglob("*"):
@@ -118,6 +119,14 @@ def _read(study: Path, seen: Seen, work: Path) -> None:
             nested = element.value if element.VR == "SQ" else ()
             texts = [v for item in nested for v in item.iterall() if v.VR not in ("SQ", "UI")]
             seen.add("results in DICOM", [str(v.value) for v in texts or [element] if v.VR != "SQ"])
+
+
+def _read_odd(study: Path, seen: Seen) -> None:
+    backend = FakeBackend()
+    reading = CtReportPipeline(backend)(study, REPORT, allow_burned_in=True)
+    page = [reading.to_json(), reading.to_html(), describe_reading(reading), *backend.asked]
+    seen.add("odd attributes", "\n".join([json.dumps(describe(scan(study))), *page]))
+    seen.add("odd attributes", load_volume(study).problems)
 
 
 def _ask_a_composite(study: Path, seen: Seen, tiny_composite: Any, patch: Any) -> None:

@@ -95,8 +95,18 @@ def texts_of(data: Dataset) -> Iterator[str]:
         yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def plant_study(folder: Path, num_slices: int = 8) -> Path:
-    """A readable CT volume whose every identifying attribute, name and margin is planted."""
+# not in the table, yet free enough to hold anything, and looked at by readers
+ODD = ("RescaleType", "Units", "WindowCenterWidthExplanation", "VOILUTFunction", "Manufacturer",
+       "ManufacturerModelName", "StackID", "PresentationLUTShape", "LossyImageCompressionMethod",
+       "PatientPosition", "PatientSex", "ConversionType", "LossyImageCompression", "FrameLabel",
+       "PixelSpacingCalibrationType", "ScanOptions", "SoftwareVersions")  # fmt: skip
+
+
+def plant_study(folder: Path, num_slices: int = 8, *, odd: bool = False) -> Path:
+    """A readable CT volume whose every identifying attribute, name and margin is planted.
+
+    With `odd` so are attributes of units, windows and devices.
+    """
     from tests.makers import write_blocks
 
     parent = folder / f"{WORD} Doe^John"
@@ -104,6 +114,11 @@ def plant_study(folder: Path, num_slices: int = 8) -> Path:
     for number, file in enumerate(sorted(parent.iterdir())):
         data = pydicom.dcmread(file)
         plant(data, number)
+        if odd:
+            with pydicom.config.disable_value_validation():
+                for keyword in ODD:
+                    setattr(data, keyword, f"{WORD} {keyword[:7]}")
+                data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", f"{WORD} TYPE"]
         data.save_as(parent / f"{WORD}^JOHN 1907-07 {UID}.{number}.dcm", enforce_file_format=True)
         file.unlink()
     return parent

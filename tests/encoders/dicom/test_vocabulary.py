@@ -73,3 +73,14 @@ def test_a_header_tells_only_what_the_lists_hold(tmp_path) -> None:
     told = scan(tmp_path).default().info
     assert "DOE" not in str(told.to_dict())
     assert told.contrast is True
+
+
+def test_names_of_windows_and_units_from_a_header_are_told_only_as_terms() -> None:
+    from encoders.dicom.display import display_of
+
+    header = Dataset()
+    header.WindowCenter, header.WindowWidth = [40, 50], [400, 350]
+    header.WindowCenterWidthExplanation = ["SOFT TISSUE", "Mueller^Hans"]
+    assert [v.name for v in display_of(header).vois] == ["SOFT TISSUE", "window 2"]
+    assert vocabulary.rescale_type("HU_MOD") == "HU_MOD"
+    assert "DOE" not in vocabulary.rescale_type("DOE")
