@@ -139,9 +139,17 @@ def _plain_pydicom(folder: Path) -> np.ndarray:
     )
 
 
+def volumes() -> dict[str, Any]:
+    """Decoding, memory and quirks beside other readers: `benchmarks.dicom_volumes`."""
+    from benchmarks.dicom_volumes import BENCHMARKS as PARTS
+
+    return {name: part() for name, part in PARTS.items()}
+
+
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "header_scan": header_scan,
     "triage": triage,
+    "volumes": volumes,
 }
 
 
