@@ -97,6 +97,7 @@ def server(phantom_series: Path) -> Iterator[Server]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
+    http.handle_error = lambda *a: None  # type: ignore[method-assign]  # clients that hang up
     archive.port = http.server_address[1]
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
