@@ -120,9 +120,10 @@ def _phases(files: list[SliceFile]) -> list[Stack]:
         return [Stack(tuple(ordered), False)]
     order = np.argsort(heights_of(files), kind="stable")
     files = [files[i] for i in order]
-    if _num_places(files) in (1, len(files)):
+    thickness = _is_thick_among_thin(files)
+    if _num_places(files) in (1, len(files)) and not thickness:
         return [Stack(tuple(files), True)]
-    trait = _telling_trait(files)
+    trait = "thickness" if thickness else _telling_trait(files)
     if trait is None:
         return _by_rank(files)
     parts = _groups(files, lambda f: getattr(f.traits, trait))
@@ -135,6 +136,19 @@ def _phases(files: list[SliceFile]) -> list[Stack]:
 def _num_places(files: Sequence[SliceFile]) -> int:
     heights = np.sort(heights_of(files))
     return 1 + int((np.diff(heights) > SAME_PLACE_MM).sum())
+
+
+def _is_thick_among_thin(files: list[SliceFile]) -> bool:
+    """Whether thick slices lie among thin ones; blocks of two thicknesses lie one after another."""
+    parts: dict[float, list[float]] = {}
+    for file, height in zip(files, heights_of(files).tolist(), strict=True):
+        parts.setdefault(float(file.traits.thickness or 0), []).append(height)
+    spans = sorted((t, min(h), max(h)) for t, h in parts.items() if t > 0 and len(h) > 2)
+    return any(
+        thick > 1.4 * thin and min(top, top2) - max(low, low2) > thick
+        for thin, low, top in spans
+        for thick, low2, top2 in spans
+    )
 
 
 def _telling_trait(files: list[SliceFile]) -> str | None:

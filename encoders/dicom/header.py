@@ -43,6 +43,7 @@ class Traits(NamedTuple):
     """What may tell apart images that lie at the same place: phases, echoes, reconstructions."""
 
     image_type: tuple[str, ...] = ()
+    thickness: str = ""  # mm, to a tenth
     stack: str = ""  # Stack ID (0020,9056)
     container: str = ""  # the multi-frame object, or the concatenation it is a part of
     phase: str = ""  # Temporal Position
@@ -258,7 +259,8 @@ def _whole(
         numbers = values.unsigned(tags.PART_NUMBER), values.unsigned(tags.PART_TOTAL)
         part = Part(values.text(tags.CONCATENATION), *numbers)
     traits = Traits(
-        image_type, "", "" if stored.frames == 1 else part.concatenation if part else uid,
+        image_type, _tenth(values.number(tags.THICKNESS)), "",
+        "" if stored.frames == 1 else part.concatenation if part else uid,
         values.text(tags.PHASE), str(values.double(tags.B_VALUE) or ""),
         values.text(tags.ACQUISITION), values.text(tags.TRIGGER),
         values.text(tags.ACQUISITION_TIME), values.text(tags.CONTENT_TIME),
@@ -363,6 +365,7 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
     )
     traits = whole.traits._replace(
         image_type=frame_type,
+        thickness=_tenth(groups[tags.MEASURES].number(tags.THICKNESS)),
         stack=content.text(tags.STACK),
         phase=str(content.unsigned(tags.PHASE_INDEX, size=4) or "")
         or str(groups[tags.PHASE_SEQUENCE].double(tags.PHASE_OFFSET) or ""),
@@ -386,6 +389,10 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
         echo=str(groups[tags.ECHO_SEQUENCE].double(tags.ECHO_TIME) or whole.echo),
         traits=traits,
     )
+
+
+def _tenth(number: float | None) -> str:
+    return "" if number is None else f"{number:.1f}"
 
 
 def _vector(values: Values, tag: int, size: int) -> Vector | None:

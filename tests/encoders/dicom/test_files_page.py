@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks.dicom_files import collection, files_of, header_words
 
 PAGE = (Path(__file__).parents[3] / "docs/dicom_files.md").read_text(encoding="utf-8")
@@ -21,7 +19,6 @@ def test_every_file_is_read_right_or_refused_by_name():
         assert "refused: " in " ".join(row) or " x " in row[-1], row
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_headers_of_pydicoms_collection_are_as_the_page_says():
     section = PAGE.split("## pydicom's collection")[1].split("\n## ")[0]
     checked, files = 0, {p.relative_to(collection()).as_posix() for p in files_of(collection())}

@@ -38,6 +38,11 @@ def pile(n: int, first: int = 1, step: float = 2.5, /, **changes) -> list[SliceF
     return [cut(step * i, first + i, **changes) for i in range(n)]
 
 
+def value(trait: str, which: int) -> object:
+    """One of several values a trait may have."""
+    return (f"{which}.0",) if trait == "image_type" else f"{which + 1}.0"
+
+
 def codes(series: Series) -> list[str]:
     return [p.code for p in series.problems]
 
@@ -118,11 +123,27 @@ def test_wobble_of_direction_and_spacing_splits_nothing(seed: int):
     assert [len(s.files) for s in series_of(slices)] == [20]
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5], ids=["same places", "between"])
+def test_thick_slices_are_never_mixed_among_thin_ones(offset: float):
+    thin = [cut(1.0 * i, 1 + i, Traits((), thickness="1.0")) for i in range(40)]
+    thick = [cut(5.0 * i + offset, 100 + i, Traits((), thickness="5.0")) for i in range(8)]
+    series = series_of([*thin, *thick])
+    assert [len(s.files) for s in series] == [40, 8]
+    assert all("told apart by thickness" in s.problems[0].message for s in series)
+
+
+def test_blocks_of_two_thicknesses_stay_one_series():
+    low = [cut(4.0 * i, 1 + i, Traits((), thickness="4.0")) for i in range(8)]
+    high = [cut(33.5 + 7.0 * i, 20 + i, Traits((), thickness="7.0")) for i in range(8)]
+    (series,) = series_of([*low, *high])
+    assert len(series.files) == 16
+
+
 @pytest.mark.parametrize("trait", Traits._fields)
 def test_traits_split_nothing_where_every_place_has_one_image(trait: str):
     """As in the recorded GE head: two ImageTypes and an AcquisitionNumber per slice, one series."""
     slices = [
-        replace(f, traits=f.traits._replace(**{trait: ("A",) if i < 5 else ("B",)}))
+        replace(f, traits=f.traits._replace(**{trait: value(trait, i >= 5)}))
         for i, f in enumerate(pile(10))
     ]
     (series,) = series_of(slices)
@@ -133,8 +154,8 @@ def test_traits_split_nothing_where_every_place_has_one_image(trait: str):
 @pytest.mark.parametrize("trait", Traits._fields)
 def test_images_at_the_same_places_become_stacks_told_apart_by_their_trait(trait: str):
     slices = [
-        replace(f, traits=f.traits._replace(**{trait: (phase,)}))
-        for phase, first in (("A", 1), ("B", 2), ("C", 3))
+        replace(f, traits=f.traits._replace(**{trait: value(trait, phase)}))
+        for phase, first in ((0, 1), (1, 2), (2, 3))
         for f in (cut(2.5 * i, first + 3 * i) for i in range(8))
     ]
     series = series_of(slices)
