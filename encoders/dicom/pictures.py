@@ -169,10 +169,8 @@ def _picture(series: Series, file: SliceFile, index: int, overlays: bool) -> Pic
     # decoding comes first: it checks the limits before anything is unpacked
     decoded = _grey(series, file) if grey else read_pixels(file)
     target = file.open()
-    header = pydicom.dcmread(target, stop_before_pixels=True, force=True)
-    if isinstance(target, io.BytesIO):
-        target.close()
     try:
+        header = pydicom.dcmread(target, stop_before_pixels=True, force=True)
         return _shown(file, index, decoded, header, overlays)
     except InvalidPixels as error:
         raise UnreadableFile(f"{file.name!r} cannot be coloured: {error}") from error
@@ -181,6 +179,9 @@ def _picture(series: Series, file: SliceFile, index: int, overlays: bool) -> Pic
         raise UnreadableFile(
             f"{file.name!r} has a broken header ({kind}); export it again"
         ) from error
+    finally:
+        if isinstance(target, io.BytesIO):
+            target.close()
 
 
 def _shown(
@@ -223,9 +224,7 @@ def _colour(decoded: Pixels) -> np.ndarray:
     stored = decoded.stored[..., :3]
     eight = (stored >> max(decoded.bits - 8, 0)).astype(np.uint8)
     if decoded.photometric not in _COLOURS:
-        raise InvalidPixels(
-            f"colour space {decoded.photometric[:16]!r} (0028,0004) is not supported"
-        )
+        raise InvalidPixels(f"its colour space (0028,0004) is none of {', '.join(_COLOURS)}")
     if decoded.photometric.startswith("YBR_FULL"):
         from pydicom.pixels.processing import convert_color_space
 

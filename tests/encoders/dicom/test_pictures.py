@@ -240,7 +240,7 @@ def test_single_images_of_every_kind_reach_the_prompt(shared_data: Path, tiny_co
 def test_colour_space_nobody_writes_any_more_is_refused_by_name(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
     file = _write(tmp_path / "hsv.dcm", pixels, CAPTURE, PhotometricInterpretation="HSV")
-    with pytest.raises(UnreadableFile, match="colour space 'HSV'"):
+    with pytest.raises(UnreadableFile, match=r"colour space .* none of RGB"):
         _pictures(file)
 
 
