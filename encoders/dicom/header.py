@@ -358,6 +358,8 @@ class _Groups:
 
 def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
     content, values = groups[tags.CONTENT], groups[tags.TRANSFORM]
+    kernel = groups[tags.RECONSTRUCTION].text(tags.KERNEL) or whole.kernel
+    thickness = groups[tags.MEASURES].number(tags.THICKNESS)
     frame_type = (
         groups[tags.CT_FRAME_TYPE].texts(tags.FRAME_TYPE)
         or groups[tags.MR_FRAME_TYPE].texts(tags.FRAME_TYPE)
@@ -365,7 +367,7 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
     )
     traits = whole.traits._replace(
         image_type=frame_type,
-        thickness=_tenth(groups[tags.MEASURES].number(tags.THICKNESS)),
+        thickness=_tenth(thickness),
         stack=content.text(tags.STACK),
         phase=str(content.unsigned(tags.PHASE_INDEX, size=4) or "")
         or str(groups[tags.PHASE_SEQUENCE].double(tags.PHASE_OFFSET) or ""),
@@ -385,9 +387,14 @@ def _frame(groups: _Groups, whole: SliceFile, index: int) -> SliceFile:
         rescale=_rescale(values) if values.tree else whole.rescale,
         rescale_type=values.text(tags.RESCALE_TYPE) if values.tree else whole.rescale_type,
         kind=kind_of(whole.sop_class, frame_type),
-        kernel=groups[tags.RECONSTRUCTION].text(tags.KERNEL) or whole.kernel,
+        kernel=kernel,
         echo=str(groups[tags.ECHO_SEQUENCE].double(tags.ECHO_TIME) or whole.echo),
         traits=traits,
+        info=replace(
+            whole.info,
+            kernel=vocabulary.kernel(kernel),
+            slice_thickness_mm=thickness or whole.info.slice_thickness_mm,
+        ),
     )
 
 

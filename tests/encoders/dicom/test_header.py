@@ -314,6 +314,7 @@ def test_frames_in_any_order_form_one_sorted_volume(tmp_path: Path):
     assert [f.rescale[1] for f in series.files] == [-1001.0, -1003.0, -1002.0, -1000.0, -1004.0]
     assert series.is_volume
     assert series.info.spacing_mm == (0.5, 0.5)
+    assert series.info.slice_thickness_mm == 2.0
 
 
 def test_concatenation_is_one_volume_however_it_is_cut(tmp_path: Path):
