@@ -73,8 +73,10 @@ _HEAD = ("HEAD", "BRAIN", "SKULL", "NECK", "FACE", "SINUS", "ORBIT", "IAC", "EAR
 
 def hanging(info: SeriesInfo) -> tuple[Voi, ...]:
     """The presets that a calibrated CT of this body part is looked at with first."""
-    head = any(part in info.body_part.upper() for part in _HEAD)
-    return tuple(PRESETS[name] for name in (("brain", "bone") if head else ("lung", "abdomen")))
+    part = info.body_part.upper()
+    soft = "mediastinum" if "CHEST" in part or "THORA" in part else "abdomen"
+    head = any(word in part for word in _HEAD)
+    return tuple(PRESETS[name] for name in (("brain", "bone") if head else ("lung", soft)))
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def test_presets_are_those_radiologists_use() -> None:
     assert {name: (PRESETS[name].center, PRESETS[name].width) for name in wanted} == wanted
     assert {"stroke", "subdural", "liver"} <= set(PRESETS)
     assert [v.name for v in hanging(SeriesInfo(body_part="HEAD"))] == ["brain", "bone"]
-    assert [v.name for v in hanging(SeriesInfo(body_part="CHEST"))] == ["lung", "abdomen"]
+    assert [v.name for v in hanging(SeriesInfo(body_part="CHEST"))] == ["lung", "mediastinum"]
 
 
 def test_values_without_a_window_are_shown_over_their_range() -> None:
