@@ -159,7 +159,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     cut=st.one_of(st.none(), st.floats(0, 1)),
 )
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_mutated_pixel_data_neither_crashes_nor_hangs_nor_changes_shape(
     originals: dict[str, bytes], which: int, edits: list[tuple[float, int]], cut: float | None
