@@ -24,6 +24,7 @@ from multimodal.training.world.phantom import Rendered, random_phantom, render
 FINDINGS: tuple[str, ...] = tuple(name for name, _ in WORLD_FINDINGS)
 NUM_VIEWS, SIZE, PATCHES = 16, 96, 144
 RENDERED = (32, 192, 192)  # twice the views' resolution along every axis
+SHAPES = (RENDERED, (40, 224, 224), (48, 256, 256))  # what studies to be read come in
 HELD_OUT = 256  # the first studies of a corpus are never trained on
 
 

@@ -29,6 +29,7 @@ from multimodal.messages import Audio, Study, user
 from multimodal.prompts import NamedFinding
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.training.audio_pretraining import edit_distance
+from multimodal.training.corpus import SHAPES
 from multimodal.training.vision_pretraining import auroc
 from multimodal.training.world.dialogues import Dialogue, ask, sentences_to_dictate
 from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
@@ -38,7 +39,6 @@ from multimodal.training.world.reports import all_keys
 logger = logging.getLogger(__name__)
 
 FIRST_SEED = 500_000  # far beyond every corpus
-SHAPES = ((32, 192, 192), (40, 224, 224), (48, 256, 256))
 VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
 

@@ -23,7 +23,7 @@ from multimodal.training.loop import Schedule, Stage, mixed_precision, train
 from multimodal.training.world.dialogues import Dialogue, ask
 
 QUESTIONS = (
-    *("presence",) * 4, "list", "size", "side", *("check",) * 4, "omission", "describe",
+    *("presence",) * 2, "list", "size", "side", *("check",) * 6, "omission", "describe",
 )  # fmt: skip
 MAX_BRANCH = 40 * len(QUESTIONS)
 

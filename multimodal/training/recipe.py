@@ -15,14 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from encoders.dicom import write_ct_series
+from encoders.dicom import PROFILES, make_views, write_ct_series
 from multimodal.backends import DEMO
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
 from multimodal.prompts import NamedFinding
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
-from multimodal.training.corpus import HELD_OUT, Corpus, generate_corpus, open_corpus
+from multimodal.training.corpus import (
+    HELD_OUT,
+    SHAPES,
+    Corpus,
+    generate_corpus,
+    open_corpus,
+    to_volume,
+)
 from multimodal.training.demo_model import build_demo
 from multimodal.training.language import encode_corpus, train_language
 from multimodal.training.vision_pretraining import train_vision
@@ -31,7 +39,8 @@ from multimodal.training.world.reports import deny, say
 
 logger = logging.getLogger(__name__)
 
-NUM_NOVELTY = 2000
+NUM_NOVELTY, NUM_DRAWN = 2000, 900
+NOVELTY_SEED = 700_000  # beyond every corpus
 SAMPLE_SEED = 900_001  # beyond every corpus
 SAMPLE_SHAPE = (48, 256, 256)
 SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
@@ -74,9 +83,9 @@ def run(recipe: Recipe) -> None:
     features = encode_corpus(model, recipe.work)
     train_language(model, processor, recipe.work, recipe.language_steps)
     recipe.out.mkdir(parents=True, exist_ok=True)
+    novelty_of(model, open_corpus(recipe.work), features).save(recipe.out)
     save(model, recipe.out)
     processor.save_pretrained(recipe.out)
-    novelty_of(open_corpus(recipe.work), features).save(recipe.out)
     write_sample(recipe.out / "sample")
     logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
 
@@ -86,23 +95,34 @@ def save(model: MultimodalForConditionalGeneration, folder: Path) -> None:
     model.half().save_pretrained(folder)
 
 
-def novelty_of(corpus: Corpus, features: np.ndarray) -> NoveltyModel:
-    """The range of studies seen in training, its limit set by those held out."""
+def novelty_of(
+    model: MultimodalForConditionalGeneration, corpus: Corpus, features: np.ndarray
+) -> NoveltyModel:
+    """The range of studies seen in training and of others drawn finer, as they come to be read.
 
-    def vectors(indices: range) -> np.ndarray:
-        return np.stack(
-            [
-                describe_study(
-                    np.array(corpus.views[i]),
-                    np.array(corpus.geometry[i]),
-                    torch.from_numpy(np.array(features[i])),
-                )
-                for i in indices
-            ]
-        )
+    The limit is set by studies that neither training nor this fit saw.
+    """
 
-    training = corpus.training()
-    return fit_novelty(vectors(training[:NUM_NOVELTY]), vectors(corpus.held_out(HELD_OUT)))
+    def seen(index: int) -> np.ndarray:
+        views, geometry = np.array(corpus.views[index]), np.array(corpus.geometry[index])
+        return describe_study(views, geometry, torch.from_numpy(np.array(features[index])))
+
+    def drawn(seed: int) -> np.ndarray:
+        rng = np.random.default_rng((NOVELTY_SEED, seed))
+        rendered = render(random_phantom(rng), SHAPES[seed % len(SHAPES)], rng)
+        views = make_views(to_volume(rendered), PROFILES[model.config.view_profile])
+        pixels = model.vision_tower.preprocess.normalise(torch.from_numpy(views.pixels))
+        with torch.inference_mode():
+            tower_features = model.encode_images(pixels)
+        return describe_study(views.pixels, views.geometry, tower_features)
+
+    training = corpus.training()[:NUM_NOVELTY]
+    finer = [drawn(seed) for seed in tqdm(range(NUM_DRAWN), desc="range", mininterval=10)]
+    fitted, kept = finer[: 2 * NUM_DRAWN // 3], finer[2 * NUM_DRAWN // 3 :]
+    return fit_novelty(
+        np.stack([*map(seen, training), *fitted]),
+        np.stack([*map(seen, corpus.held_out(HELD_OUT)), *kept]),
+    )
 
 
 def write_sample(folder: Path) -> None:
