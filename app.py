@@ -10,7 +10,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--model", default=None, help="composite folder or Hub id")
+    parser.add_argument("--model", default=None, help="composite folder, Hub id or http(s)://…/v1")
     options = parser.parse_args()
 
     from pipelines.ui import build_app, launch_options

@@ -1,7 +1,8 @@
 """One protocol for everything that runs a model: messages in, events out.
 
-`multimodal.local` runs composites; native checkpoints and remote servers are to stand beside it.
-Knows no pipeline and no report, and loads nothing heavy until a model is asked for.
+`multimodal.local` runs composites, `multimodal.remote` asks a server; native checkpoints are to
+stand beside them. Knows no pipeline and no report, and loads nothing heavy until a model is asked
+for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from encoders.errors import InvalidMessage
+from encoders.errors import InvalidMessage, InvalidOption
 from encoders.features import Modality, Problem, Source
 from multimodal.messages import Message, Study
 
@@ -23,7 +24,8 @@ class GenerateOptions:
     """How to answer one request.
 
     With `choices` the answer is the likeliest of them and `Finished.choices` holds the
-    probability of each. With `ground` the regions of the finding head come along.
+    probability of each, or nothing where the backend cannot tell. With `ground` the regions of
+    the finding head come along.
 
     Raises:
         InvalidMessage: a value out of range.
@@ -107,6 +109,7 @@ class Capabilities:
     """What a backend can do. `findings` pairs each finding name with whether it has sides.
 
     `weights_sha256` and `preprocessing` say what makes its answers; empty where it can't tell.
+    A model that does not know the forms of `multimodal.prompts` must be told how to answer.
     """
 
     name: str
@@ -116,6 +119,7 @@ class Capabilities:
     grounds: bool
     weights_sha256: str = ""
     preprocessing: str = ""
+    knows_forms: bool = True
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,25 @@ def load_backend(
     dtype: str = "auto",
     sparsity: float | None = None,
 ) -> Backend:
-    """The backend for a model folder or Hub id; None loads the shipped demo checkpoint.
+    """The backend for a model folder, Hub id or server; None loads the shipped demo checkpoint.
+
+    A server is the address of an OpenAI-compatible API, `https://host/v1`, with `#name` behind it
+    where it serves several models.
 
     Raises:
+        InvalidOption: device, dtype or sparsity for a server, or an address that cannot be used.
+        RemoteError: the server cannot be used.
         ModelNotFound: no model there.
         IncompatibleModel: a model this project cannot run.
     """
+    if isinstance(model, str) and model.startswith(("http://", "https://")):
+        from multimodal.remote import RemoteBackend
+
+        if (device, dtype, sparsity) != ("auto", "auto", None):
+            raise InvalidOption(
+                "a server runs its model its own way: leave out device, dtype, sparsity"
+            )
+        return RemoteBackend(model)
     from multimodal.local import LocalBackend
 
     return LocalBackend.load(model or DEMO, device=device, dtype=dtype, sparsity=sparsity)

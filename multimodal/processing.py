@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from encoders.errors import InvalidMessage, InvalidPixels, PlaceholderMismatch
+from encoders.errors import InvalidMessage, PlaceholderMismatch
 from encoders.features import Problem, Source, Span
 from encoders.picture import open_picture
 from multimodal.messages import Message, from_openai, value_of
 
 if TYPE_CHECKING:
-    from encoders.dicom import ViewProfile, Views
     from encoders.vision import Preprocess
     from multimodal.configuration import MultimodalConfig
 
@@ -323,12 +322,13 @@ class MultimodalProcessor(ProcessorMixin):
         return Medium("audio", AUDIO * sum(counts), sources, log_mel=mels)
 
     def _dicom(self, value: Any) -> Medium:
-        from encoders.dicom.views import PROFILES, Views
+        from encoders.dicom import PROFILES, Views, views_of
+        from encoders.dicom.pictures import viewable
 
         sense = self._sense("vision")
         views = value
         if not isinstance(value, Views):
-            views = _open_views(value, PROFILES[sense["view_profile"]])
+            views = views_of(viewable(value), PROFILES[sense["view_profile"]])
         pixels = self._preprocess().normalise(torch.from_numpy(views.pixels))
         n, regions = sense["tokens_per_view"], sense["num_regions"]
         words = STUDY + IMAGE * (n * len(views.sources)) + REGION * regions + STUDY_END
@@ -402,18 +402,6 @@ def _listed(values: Any) -> list[Any]:
 
 def _is_recording(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], np.ndarray)
-
-
-def _open_views(value: Any, profile: ViewProfile) -> Views:
-    from encoders.dicom import Series, Volume, let_through, scan
-    from encoders.dicom.pictures import views_of, volume_views
-
-    if not isinstance(value, Volume):
-        series = value if isinstance(value, Series) else scan(Path(value)).default()
-        return views_of(let_through(series), profile)
-    if not np.isfinite(value.voxels).all():
-        raise InvalidPixels("the volume holds NaN or infinite voxels; replace them first")
-    return volume_views(let_through(value), profile)
 
 
 def _batched(media: Sequence[Medium]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,18 @@ CHECK_SENTENCE = "Does this report sentence agree with the images? {sentence}"
 FIND_OMISSION = "Which finding does this report leave out? {report}"
 TRANSCRIBE = "Transcribe the recording."
 
+# for a model that was never trained on these questions
+FORMS = """You compare CT images with radiology reports. Answer in these forms, with nothing else.
+- Asked for the findings: names in small letters, each with its side before it and its size behind \
+it where they apply, separated by semicolons, as in: right nodule 14 mm; left pleural effusion; \
+cardiomegaly. Without any: no findings
+- Asked whether a sentence agrees with the images: agrees, or the type of error (insertion, \
+direction, size, unit, typo or omission), a colon and the sentence as it should be, as in: \
+direction: There is a nodule in the right lung. Where the sentence should go: insertion: remove
+- Asked what a report leaves out: nothing, or: omission: and a sentence that names it
+- Asked to transcribe: the words heard
+- Any other question: one or two plain sentences"""
+
 NO_FINDINGS = "no findings"
 AGREES = "agrees"
 NOTHING_OMITTED = "nothing"
@@ -78,12 +90,22 @@ _SIDE_NAMES: dict[str, Side] = {"right": "right", "left": "left"}
 
 def parse_findings(text: str) -> list[NamedFinding]:
     """The findings in an answer to `LIST_FINDINGS`; unreadable items are left out."""
-    matches = (_FINDING.match(item.strip().lower()) for item in text.split(";"))
+    matches = map(_FINDING.match, _items(text))
     return [
         NamedFinding(m["name"], _SIDE_NAMES.get(m["side"]), float(m["size"]) if m["size"] else None)
         for m in matches
         if m and m["name"] != NO_FINDINGS
     ]
+
+
+def num_unread(text: str) -> int:
+    """Items in an answer to `LIST_FINDINGS` that `parse_findings` leaves out."""
+    return sum(not _FINDING.match(item) for item in _items(text))
+
+
+def _items(text: str) -> list[str]:
+    items = (item.strip(" \t\r\n.").lower() for item in text.split(";"))
+    return [item for item in items if item]
 
 
 def parse_size_mm(text: str) -> float | None:

@@ -33,7 +33,8 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str | None, typer.Option(help="Composite folder or Hub id; the shipped demo if not given.")
+    str | None,
+    typer.Option(help="Composite folder, Hub id or http(s)://…/v1; without it the shipped demo."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Sparsity = Annotated[

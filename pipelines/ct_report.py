@@ -7,26 +7,22 @@ same study; its answers become typed values, its finding head tells where to loo
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
-from encoders.errors import ContextOverflow, IncompatibleModel, InvalidMessage, MissingInput
+from encoders.errors import (
+    BadAnswer,
+    ContextOverflow,
+    IncompatibleModel,
+    InvalidMessage,
+    MissingInput,
+)
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import (
-    Backend,
-    Finished,
-    GenerateOptions,
-    Region,
-    Token,
-    Usage,
-    collect,
-    total_usage,
-)
-from multimodal.messages import Study, user
+from multimodal.backends import Backend, Finished, Region, Token, total_usage
+from multimodal.messages import Study
 from pipelines.batch import Failed, run_each
 from pipelines.dictation import DictationPipeline
 from pipelines.evidence import (
@@ -40,6 +36,7 @@ from pipelines.evidence import (
     locate,
     spoken_of,
 )
+from pipelines.session import Session
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
@@ -77,47 +74,6 @@ class _Opened:
     volume: Volume
     problems: tuple[Problem, ...] = ()
     documents: tuple[Document, ...] = ()
-
-
-@dataclass
-class _Session:
-    """One study being read: asks the model and keeps count."""
-
-    backend: Backend
-    volume: Volume
-    warnings: list[Problem] = field(default_factory=list)
-    timings_s: dict[str, float] = field(default_factory=dict)
-    spent: list[Usage] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings_s[name] = time.perf_counter() - started
-
-    def ask(
-        self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
-    ) -> Finished:
-        """One question about the study, in a conversation of its own."""
-        options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
-        messages = [user(Study(self.volume), prompt)]
-        finished = collect(self.backend.generate(messages, options))
-        self.spent.append(finished.usage)
-        return finished
-
-    def tell(self, question: str) -> Generator[Token, None, str]:
-        """The answer's tokens as they are made; returns its text."""
-        text = ""
-        for event in self.backend.generate([user(Study(self.volume), question)]):
-            if isinstance(event, Finished):
-                self.spent.append(event.usage)
-                text = event.text
-            else:
-                yield event
-        return text
 
 
 class CtReportPipeline:
@@ -219,7 +175,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
         opened = _open(study, case.allow_burned_in)
         volume, typed = opened.volume, _typed_report(case, opened)
     problems = [*told, *opened.problems, *typed.problems]
-    session = _Session(backend, volume, problems, {"read": time.perf_counter() - started})
+    session = Session(backend, volume, problems, {"read": time.perf_counter() - started})
     transcript = None
     if case.dictation is not None:
         with session.stage("dictation"):
@@ -337,7 +293,7 @@ def _typed_report(case: Case, opened: _Opened) -> _Typed:
     return _Typed(first.text, f"{first.kind} object of the study", tuple(problems))
 
 
-def _out_of_range(session: _Session) -> Problem | None:
+def _out_of_range(session: Session) -> Problem | None:
     """Why confident answers must be withheld, or None."""
     volume, name = session.volume, session.backend.capabilities().name
     reasons = []
@@ -349,7 +305,13 @@ def _out_of_range(session: _Session) -> Problem | None:
         count = len(volume.voxels)
         reasons.append(f"it has {count} slice{'s'[: count != 1]}, fewer than {MIN_SLICES}")
     novelty = session.backend.novelty(Study(volume))
-    if novelty is not None and novelty.out_of_range:
+    if novelty is None:
+        message = (
+            f"nothing is known of the studies that {name} was validated on, so whether this one is"
+            " like them was not checked; judge its answers yourself"
+        )
+        session.warnings.append(Problem("RANGE_UNKNOWN", message))
+    elif novelty.out_of_range:
         reasons.append(f"it looks {novelty.score / novelty.limit:.1f} times farther from those"
                        " studies than the limit")  # fmt: skip
     if not reasons:
@@ -361,10 +323,13 @@ def _out_of_range(session: _Session) -> Problem | None:
     )
 
 
-def _findings(session: _Session, seen: Finished) -> Iterator[Finding]:
+def _findings(session: Session, seen: Finished) -> Iterator[Finding]:
     """What is there: asked one by one where the model knows its findings, else from its list."""
     known = session.backend.capabilities().findings
     if not known:
+        if unread := prompts.num_unread(seen.text):
+            words = f"{unread} of the findings that the model lists cannot be read and are left out"
+            session.warnings.append(Problem("NOT_UNDERSTOOD", words))
         for named in prompts.parse_findings(seen.text):
             yield _finding(session, named, None, seen.regions)
         return
@@ -387,7 +352,7 @@ def _findings(session: _Session, seen: Finished) -> Iterator[Finding]:
 
 
 def _finding(
-    session: _Session,
+    session: Session,
     named: prompts.NamedFinding,
     probability: float | None,
     regions: tuple[Region, ...],
@@ -401,7 +366,7 @@ def _finding(
 
 
 def _review(
-    session: _Session, report: str | None, regions: tuple[Region, ...]
+    session: Session, report: str | None, regions: tuple[Region, ...]
 ) -> Iterator[Discrepancy]:
     """Every sentence judged alone; then what the report, so corrected, still leaves out."""
     sentences = prompts.split_sentences(report) if report else []
@@ -430,7 +395,7 @@ def _review(
 
 
 def _omissions(
-    session: _Session, kept: list[str], regions: tuple[Region, ...]
+    session: Session, kept: list[str], regions: tuple[Region, ...]
 ) -> Iterator[Discrepancy]:
     """What the kept sentences leave out, one after the other until nothing new is named."""
     kept = list(kept)
@@ -448,24 +413,29 @@ def _omissions(
 
 
 def _judge(
-    session: _Session, prompt: str, verdicts: tuple[str, ...], subject: str
-) -> tuple[prompts.ErrorType, str | None, float] | None:
-    """(type, correction, probability of an error), or None where the model sees no error."""
+    session: Session, prompt: str, verdicts: tuple[str, ...], subject: str
+) -> tuple[prompts.ErrorType, str | None, float | None] | None:
+    """(type, correction, probability of an error), or None where the model sees no error.
+
+    The probability is None where the model only says which it is.
+    """
     try:
-        chances = session.ask(prompt, choices=verdicts).choices
-        probability = 1.0 - chances[verdicts[0]]
+        judged = session.ask(prompt, choices=verdicts)
+        chances = judged.choices or {judged.text: 1.0}
+        probability = 1.0 - chances.get(verdicts[0], 0.0)
         if probability < 0.5:
             return None
         verdict = prompts.parse_verdict(session.ask(prompt).text)
-    except ContextOverflow as error:
+    except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None
     kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
     fitting = verdict is not None and verdict.error == kind
-    return kind, verdict.correction if verdict and fitting else None, probability
+    correction = verdict.correction if verdict and fitting else None
+    return kind, correction, probability if judged.choices else None
 
 
-def _proof(session: _Session, words: str, regions: tuple[Region, ...]) -> tuple[Evidence, ...]:
+def _proof(session: Session, words: str, regions: tuple[Region, ...]) -> tuple[Evidence, ...]:
     """The region of the finding that the words speak of."""
     names = [name for name, _ in session.backend.capabilities().findings]
     about = spoken_of(words, names)

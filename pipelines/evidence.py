@@ -55,12 +55,13 @@ class Discrepancy:
 
     `sentence` is the report's, None for an omission that no sentence denies. `correction` is what
     it should say; None for an insertion, which should go, or where the model offers none.
+    `probability` is None where the model only says so.
     """
 
     type: ErrorType
     sentence: str | None
     correction: str | None
-    probability: float
+    probability: float | None
     evidence: tuple[Evidence, ...] = ()
 
     @property

@@ -43,10 +43,14 @@ def render_reading(reading: Reading) -> str:
         alarms=[w.message for w in reading.warnings if w.code == "OUT_OF_RANGE"],
         notes=grouped([w for w in reading.warnings if w.code != "OUT_OF_RANGE"]),
         facts=[_fact(k, v) for k, v in reading.study.items() if v not in (None, "")],
-        place=lambda index: slice_words(index, num_slices),
+        place=lambda index: slice_words(index, num_slices), percent=_percent,
         passages=list(mark_report(reading.report or "", reading.discrepancies)),
         missing=[d for d in reading.discrepancies if d.sentence is None],
     )  # fmt: skip
+
+
+def _percent(probability: float | None) -> str:
+    return "–" if probability is None else f"{probability:.0%}".replace("%", " %")
 
 
 def _pictures(reading: Reading, num_slices: int) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,7 @@ def describe_export(done: Exported) -> str:
 
 
 def _describe_point(number: int, point: Discrepancy, num_slices: int) -> Iterator[str]:
-    yield f"  {number}. {point.type} ({point.probability:.0%} sure)"
+    yield f"  {number}. {point.type}{_sure(point.probability)}"
     said = f'"{point.sentence}"' if point.sentence else "(nothing)"
     yield from _wrapped("     report     ", said)
     wanted = f'"{point.correction}"' if point.correction else point.suggestion
@@ -73,8 +73,11 @@ def _describe_finding(finding: Finding, num_slices: int) -> str:
         words.append(f"{finding.size_mm:.0f} mm")
     if finding.slice_index is not None:
         words.append(slice_words(finding.slice_index, num_slices))
-    sure = "" if finding.probability is None else f" ({finding.probability:.0%} sure)"
-    return ", ".join(words) + sure
+    return ", ".join(words) + _sure(finding.probability)
+
+
+def _sure(probability: float | None) -> str:
+    return "" if probability is None else f" ({probability:.0%} sure)"
 
 
 def slice_words(index: int, num_slices: int) -> str:

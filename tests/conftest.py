@@ -71,3 +71,12 @@ def stored(orthanc: Any, phantom_series: Path) -> str:
     files = sorted(phantom_series.iterdir())
     assert store(orthanc.base, files, orthanc.access) == len(files)
     return f"{orthanc.base}/studies/{pydicom.dcmread(files[0]).StudyInstanceUID}"
+
+
+@pytest.fixture
+def model_server() -> Iterator[Any]:
+    """A server of a model on loopback, scripted; see `tests.scripted_server`."""
+    from tests.scripted_server import running
+
+    with running() as server:
+        yield server

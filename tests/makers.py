@@ -208,6 +208,9 @@ def tiny_composite(folder: Path) -> tuple[Any, Any]:
     )  # fmt: skip
 
 
+NEAR = Novelty(0.0, 1.0)
+
+
 @dataclass
 class FakeBackend:
     """Answers from a script and remembers what it was asked.
@@ -221,7 +224,7 @@ class FakeBackend:
     findings: tuple[tuple[str, bool], ...] = (("nodule", True), ("cardiomegaly", False))
     modalities: frozenset[str] = frozenset({"text", "image", "audio", "dicom"})
     regions: tuple[Any, ...] = ()
-    far: Novelty | None = None
+    far: Novelty | None = NEAR
     asked: list[str] = field(default_factory=list)
 
     def capabilities(self) -> Capabilities:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from encoders.dicom.display import OVERLAY_GROUPS, overlay_problems, unit_of, unreadable, voi_of
+from encoders.dicom.gate import let_through
 from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
 from encoders.dicom.pixels import Pixels, read_pixels
-from encoders.dicom.series import Series
+from encoders.dicom.series import Series, scan
 from encoders.dicom.views import ViewProfile, Views, make_views
 from encoders.dicom.volume import Volume, load_volume
 from encoders.errors import InputError, InvalidPixels, UnreadableFile
@@ -88,12 +90,28 @@ class Picture:
         return _resized(self.pixels, rows, round(columns / self.aspect))
 
 
-def views_of(series: Series, profile: ViewProfile) -> Views:
-    """The views of any series: a volume's by `make_views`, other images as pictures.
+def viewable(study: str | Path | Series | Volume) -> Series | Volume:
+    """What of a study a model may see: of a path its default series.
+
+    Raises:
+        BurnedInText: the pictures may show patient data and nobody vouches for them.
+        InputError: nothing can be seen there.
+    """
+    if not isinstance(study, Volume):
+        return let_through(study if isinstance(study, Series) else scan(study).default())
+    if not np.isfinite(study.voxels).all():
+        raise InvalidPixels("the volume holds NaN or infinite voxels; replace them first")
+    return let_through(study)
+
+
+def views_of(series: Series | Volume, profile: ViewProfile) -> Views:
+    """The views of anything: a volume's by `make_views`, other images as pictures.
 
     Raises:
         InputError: nothing of it can be decoded.
     """
+    if isinstance(series, Volume):
+        return volume_views(series, profile)
     if not series.is_volume and not is_ct(series.files[0].sop_class, series.info.modality):
         return picture_views(load_pictures(series, profile.num_views), profile)
     return volume_views(load_volume(series), profile)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimodal.prompts import (
     ERROR_TYPES,
+    FORMS,
     NamedFinding,
     Verdict,
     ask_presence,
     ask_size,
     format_findings,
     format_verdict,
+    num_unread,
     parse_findings,
     parse_size_mm,
     parse_verdict,
@@ -155,3 +159,22 @@ def test_no_sentence_is_empty_and_no_word_is_made_up(report: str) -> None:
     for sentence in split_sentences(report):
         assert sentence == sentence.strip() != ""
         assert "".join(sentence.split()) in "".join(report.split())
+
+
+def test_the_examples_of_the_forms_are_what_is_read() -> None:
+    listed, corrected = re.findall(r"as in: (.*)", FORMS)
+    named = parse_findings(listed.partition(". Without")[0])
+    assert [(f.name, f.side, f.size_mm) for f in named] == [
+        ("nodule", "right", 14.0), ("pleural effusion", "left", None), ("cardiomegaly", None, None),
+    ]  # fmt: skip
+    verdict = parse_verdict(corrected.partition(" Where")[0])
+    assert verdict == Verdict("direction", "There is a nodule in the right lung.")
+    assert set(ERROR_TYPES) <= set(re.findall(r"\w+", FORMS))
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [("Right nodule 14 mm; cardiomegaly.", 0), ("No findings.", 0), ("", 0), ("a (b); c: d; e", 2)],
+)
+def test_items_that_cannot_be_read_are_counted(text: str, unread: int) -> None:
+    assert num_unread(text) == unread

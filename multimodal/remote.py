@@ -1,0 +1,200 @@
+"""The remote backend: the model of a server that speaks the OpenAI protocol (vLLM, SGLang, a gateway).
+
+Messages go out as `multimodal.wire` writes them, the answer streams back as events. Knows no
+pipeline, and of the model only what the server tells.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from encoders.errors import BadAnswer, NotFound
+from multimodal.backends import Capabilities, Finished, GenerateOptions, Novelty, Token, Usage
+from multimodal.messages import Message, Study
+from multimodal.openai_server import Chunk, NotAccepted, OpenAIServer, Patience
+from multimodal.wire import NUM_PICTURES, Wire
+
+_ENDS: dict[str, Literal["stop", "length"]] = {
+    "stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length"
+}  # fmt: skip
+_UNKNOWN_LENGTH = 2**31
+_MIN_MASS = 0.5  # of the first token, that must lie on choices for their probabilities to be told
+_NUM_LOGPROBS = 20  # the most that OpenAI's protocol and vLLM's default allow
+
+
+@dataclass
+class _Answer:
+    """An answer as it comes in; `first` are the likeliest tokens at its beginning."""
+
+    text: str = ""
+    reason: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    first: Sequence[Mapping[str, Any]] = ()
+
+    def take(self, chunk: Chunk) -> str:
+        """Add one chunk of the stream; returns its piece of text."""
+        self.usage = chunk.get("usage") or self.usage
+        if not chunk.get("choices"):
+            return ""
+        choice = chunk["choices"][0]
+        self.reason = choice.get("finish_reason") or self.reason
+        told = (choice.get("logprobs") or {}).get("content")
+        if told and not self.first:
+            self.first = told[0].get("top_logprobs") or ()
+        piece = choice["delta"].get("content") or ""
+        self.text += piece
+        return piece
+
+    def spent(self, num_encoded: int, timings_s: Mapping[str, float]) -> Usage:
+        """What the server says it cost; 0 tokens where it says nothing."""
+        prompt, new = (int(self.usage.get(f"{k}_tokens") or 0) for k in ("prompt", "completion"))
+        return Usage(prompt, new, num_encoded, timings_s)
+
+
+class RemoteBackend:
+    """Asks the model of a server; several threads may ask at once.
+
+    Args:
+        url: base address, `https://host/v1`; `#name` behind it picks one of several models.
+        patience: time limits and retries.
+
+    Raises:
+        InvalidOption: an address or key that cannot be used.
+        RemoteError: the server cannot be used, or has no such model.
+    """
+
+    def __init__(self, url: str, *, patience: Patience | None = None) -> None:
+        address, _, wanted = url.partition("#")
+        self._server = OpenAIServer(address, patience)
+        self._wire = Wire()
+        self._tells_logprobs = True
+        self.name, self._max_len = self._find_model(wanted)
+
+    def _find_model(self, wanted: str) -> tuple[str, int]:
+        """Name and context length of the model to ask."""
+        with self._server.sensible():
+            entries = self._server.get("models")["data"]
+            lengths = {
+                str(e["id"]): int(e.get("max_model_len") or _UNKNOWN_LENGTH) for e in entries
+            }
+        name = next(iter(lengths)) if len(lengths) == 1 and not wanted else wanted
+        if name in lengths:
+            return name, lengths[name]
+        names = ", ".join(sorted(lengths)[:20])[:500] or "none"
+        why = f"{wanted!r} is not among them" if wanted else "one must be chosen"
+        raise NotFound(
+            f"the models of {self._server.host} are: {names}; {why}: write #NAME behind the address"
+        )
+
+    def capabilities(self) -> Capabilities:
+        """What this backend can do; whether its model sees and hears, no server tells."""
+        return Capabilities(
+            self.name, frozenset({"text", "image", "audio", "dicom"}), (), self._max_len, False,
+            preprocessing=f"OpenAI parts, at most {NUM_PICTURES} pictures of a study",
+            knows_forms=False,
+        )  # fmt: skip
+
+    def novelty(self, study: Study) -> Novelty | None:
+        """None: no server tells what its model was validated on."""
+        return None
+
+    def generate(
+        self, messages: Sequence[Message], options: GenerateOptions | None = None
+    ) -> Iterator[Token | Finished]:
+        """The answer as events; see `Backend.generate`. Closing the iterator hangs up.
+
+        With `choices` their probabilities are told where the server gives log-probabilities and
+        the model's first token decides; else `Finished.choices` is empty.
+
+        Raises:
+            InputError: a part that cannot be read or sent.
+            ContextOverflow: the server says that the prompt is too long.
+            RemoteError: it cannot be reached, refuses, takes too long or answers nonsense.
+        """
+        options = options or GenerateOptions()
+        started = time.perf_counter()
+        sent = self._wire.write(messages, options.choices)
+        timings_s = {"encode": time.perf_counter() - started}
+        answer, started = _Answer(), time.perf_counter()
+        for chunk in self._ask(self._body(sent.messages, options)):
+            with self._server.sensible():
+                piece = answer.take(chunk)
+            if piece and not options.choices:
+                timings_s.setdefault("first_token", time.perf_counter() - started)
+                yield Token(piece)
+        timings_s["decode"] = time.perf_counter() - started
+        with self._server.sensible():
+            usage = answer.spent(sent.num_encoded, timings_s)
+            chances = _chances(answer.first, options.choices)
+        text = answer.text.strip()
+        if options.choices:
+            text = max(chances, key=chances.__getitem__) if chances else self._chosen(text, options)
+        yield Finished(text, self._reason(answer), usage, chances, (), sent.problems)
+
+    def _ask(self, body: dict[str, Any]) -> Iterator[Chunk]:
+        """The stream; asked for anew without log-probabilities where the server refuses those."""
+        try:
+            yield from self._server.stream("chat/completions", body)
+        except NotAccepted:
+            if "logprobs" not in body:
+                raise
+            plain = {k: v for k, v in body.items() if k not in ("logprobs", "top_logprobs")}
+            yield from self._server.stream("chat/completions", plain)
+            self._tells_logprobs = False
+
+    def _body(
+        self, messages: Sequence[Mapping[str, Any]], options: GenerateOptions
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.name, "messages": messages, "max_tokens": options.max_new_tokens,
+            "temperature": 0.0 if options.choices else options.temperature,
+            "top_p": options.top_p, "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        if options.seed is not None:
+            body["seed"] = options.seed
+        if options.stop:
+            body["stop"] = list(options.stop)
+        if options.choices and self._tells_logprobs:
+            body |= {"logprobs": True, "top_logprobs": _NUM_LOGPROBS}
+        return body
+
+    def _chosen(self, text: str, options: GenerateOptions) -> str:
+        """The choice that an answer in words begins with, the longest where several fit."""
+        said = text.lower().lstrip("\"'*` ")
+        fitting = [
+            choice
+            for choice in options.choices
+            if said.startswith(choice.lower()) and not said[len(choice) :][:1].isalnum()
+        ]
+        if not fitting:
+            raise BadAnswer(
+                f"{self.name} answers none of {', '.join(options.choices)}; use a model that"
+                " follows instructions"
+            )
+        return max(fitting, key=len)
+
+    def _reason(self, answer: _Answer) -> Literal["stop", "length"]:
+        if answer.reason not in _ENDS:
+            why = "its filter" if answer.reason == "content_filter" else "a reason of its own"
+            raise BadAnswer(f"{self._server.host} withheld the rest of an answer for {why}")
+        return _ENDS[answer.reason]
+
+
+def _chances(first: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> dict[str, float]:
+    """Probability of each choice by the answer's likeliest first tokens; {} where they don't tell.
+
+    A token counts for the one choice that it begins. Where most of the probability lies on tokens
+    that begin no choice, or several, the first token says too little.
+    """
+    mass = dict.fromkeys(choices, 0.0)
+    for entry in first:
+        start = entry["token"].strip(" \n.,:;!\"'*`").lower()
+        fitting = [c for c in choices if start and c.lower().startswith(start)]
+        if len(fitting) == 1:
+            mass[fitting[0]] += math.exp(min(entry["logprob"], 0.0))
+    total = sum(mass.values())
+    return {c: m / total for c, m in mass.items()} if total >= _MIN_MASS else {}

@@ -1,0 +1,155 @@
+"""Messages as OpenAI's content parts: what of them leaves for a server, and in which form.
+
+Pictures go as PNG of their pixels alone, sound as 16 kHz WAV, a study as labelled pictures by a
+view profile. Nothing else of a file goes: no name, no header, no metadata.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from encoders.errors import InvalidMessage
+from encoders.features import Problem
+from multimodal.messages import Audio, Image, Message, Part, Study, Text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+NUM_PICTURES = 32  # of one study, at most
+_PROFILES = {"CT": "medgemma-ct", "MR": "mr"}
+_OTHERS = "cxr"  # grey as the header asks, colour as it is
+
+
+@dataclass(frozen=True)
+class Written:
+    """Messages as JSON, the number of media drawn anew, and what was wrong with media."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    num_encoded: int
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A medium as content parts."""
+
+    parts: tuple[Mapping[str, Any], ...]
+    problems: tuple[Problem, ...] = ()
+
+
+class Wire:
+    """Writes messages; the last loaded study is kept, so that further questions draw nothing."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, _Drawn] = ("", _Drawn(()))
+
+    def write(self, messages: Sequence[Message], choices: Sequence[str] = ()) -> Written:
+        """Messages as JSON, the last one asking for one of `choices` if there are any.
+
+        Raises:
+            InputError: a medium that cannot be read, or whose pictures may show patient data.
+            InvalidMessage: a video, which the protocol does not know.
+        """
+        written: list[Mapping[str, Any]] = []
+        problems: list[Problem] = []
+        num_encoded = 0
+        for message in messages:
+            content: list[Mapping[str, Any]] = []
+            for part in message.parts:
+                drawn, new = self._draw(part)
+                content += drawn.parts
+                problems += drawn.problems
+                num_encoded += new
+            if choices and message is messages[-1]:
+                content.append(
+                    _text(f"Answer with one of these and nothing else: {', '.join(choices)}")
+                )
+            written.append({"role": message.role, "content": _plain(content)})
+        return Written(tuple(written), num_encoded, tuple(dict.fromkeys(problems)))
+
+    def _draw(self, part: Part) -> tuple[_Drawn, bool]:
+        """A part as content parts, and whether it is a medium drawn anew."""
+        if isinstance(part, Text):
+            return _Drawn((_text(part.text),)), False
+        if isinstance(part, Image):
+            return _picture(part), True
+        if isinstance(part, Audio):
+            return _recording(part), True
+        if not isinstance(part, Study):
+            raise InvalidMessage(
+                "the OpenAI protocol takes no video; give single pictures of it instead"
+            )
+        key = getattr(part.study, "digest", "")
+        if key and self._last[0] == key:
+            return self._last[1], False
+        drawn = _study(part)
+        if key:
+            self._last = (key, drawn)
+        return drawn, True
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _plain(content: list[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+    """Words alone as a string, the form that every server and chat template takes."""
+    if all(part["type"] == "text" for part in content):
+        return "\n".join(part["text"] for part in content)
+    return content
+
+
+def _png(image: PilImage) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _picture(part: Image) -> _Drawn:
+    from PIL.Image import fromarray
+
+    from encoders.picture import open_picture
+
+    image, problems = open_picture(part.image)
+    return _Drawn((_png(fromarray(np.asarray(image))),), problems)  # pixels alone, no metadata
+
+
+def _recording(part: Audio) -> _Drawn:
+    from encoders.audio import RATE_HZ, load_speech
+
+    rate_hz = part.rate_hz
+    if rate_hz is None and isinstance(part.audio, np.ndarray):
+        rate_hz = RATE_HZ
+    samples = load_speech(part.audio, rate_hz)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return _Drawn(({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},))
+
+
+def _study(part: Study) -> _Drawn:
+    """Each view's picture with its label behind it, as MedGemma's own prompts have them."""
+    from PIL.Image import fromarray
+
+    from encoders.dicom import PROFILES, views_of
+    from encoders.dicom.pictures import viewable
+
+    seen = viewable(part.study)
+    profile = PROFILES[_PROFILES.get(seen.info.modality, _OTHERS)]
+    views = views_of(seen, replace(profile, num_views=min(profile.num_views, NUM_PICTURES)))
+    parts: list[Mapping[str, Any]] = []
+    for pixels, label in zip(np.moveaxis(views.pixels, 1, -1), views.labels, strict=True):
+        parts += [_png(fromarray(np.ascontiguousarray(pixels))), _text(label)]
+    return _Drawn(tuple(parts), views.problems)

@@ -1,0 +1,64 @@
+"""A study under questions: asks a model about one volume and keeps the accounts of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from encoders.features import Problem
+from multimodal import prompts
+from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage, collect
+from multimodal.messages import Message, Study, Text, user
+
+if TYPE_CHECKING:
+    from encoders.dicom import Volume
+
+
+@dataclass
+class Session:
+    """One study being read: what was asked, what it cost, what is to be warned of."""
+
+    backend: Backend
+    volume: Volume
+    warnings: list[Problem] = field(default_factory=list)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    spent: list[Usage] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_s[name] = time.perf_counter() - started
+
+    def ask(
+        self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
+    ) -> Finished:
+        """One question about the study, in a conversation of its own."""
+        options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
+        finished = collect(self.backend.generate(self._told(prompt), options))
+        self.spent.append(finished.usage)
+        return finished
+
+    def tell(self, question: str) -> Generator[Token, None, str]:
+        """The answer's tokens as they are made; returns its text."""
+        text = ""
+        for event in self.backend.generate(self._told(question)):
+            if isinstance(event, Finished):
+                self.spent.append(event.usage)
+                text = event.text
+            else:
+                yield event
+        return text
+
+    def _told(self, words: str) -> list[Message]:
+        """The question, and how to answer for a model that was not trained on our questions."""
+        asked = [user(Study(self.volume), words)]
+        if self.backend.capabilities().knows_forms:
+            return asked
+        return [Message("system", (Text(prompts.FORMS),)), *asked]
