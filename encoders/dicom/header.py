@@ -81,6 +81,7 @@ class Stored:
     signed: bool = False
     photometric: str = ""
     plain: bool = True
+    lossy: bool = False  # Lossy Image Compression (0028,2110)
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,7 @@ def _stored(values: Values, found: Elements) -> Stored:
         values.unsigned(tags.HIGH_BIT, used - 1), values.unsigned(tags.SIGNED) == 1,
         values.text(tags.PHOTOMETRIC),
         tags.MODALITY_LUT not in values.tree and tags.PHILIPS_SCALE not in values.tree,
+        values.text(tags.LOSSY) == "01",
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ _KEYWORDS = (
     "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation",
     "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
-    "RescaleType", "ModalityLUTSequence", "LossyImageCompression", "Units",
+    "RescaleType", "ModalityLUTSequence", "Units",
     # what display.py reads of a header
     "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction",
     "VOILUTSequence", "PresentationLUTShape", "PerFrameFunctionalGroupsSequence",

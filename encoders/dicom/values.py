@@ -17,7 +17,7 @@ from encoders.dicom.display import unreadable
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
-from encoders.dicom.pixels import Pixels, iter_pixels
+from encoders.dicom.pixels import Pixels, iter_pixels, read_pixels
 from encoders.dicom.vocabulary import rescale_type
 from encoders.errors import InputError, InvalidPixels, UnreadableFile
 from encoders.features import Problem
@@ -67,7 +67,8 @@ def read_stack(files: Sequence[SliceFile], info: SeriesInfo, problems: list[Prob
             failed = failed or values
             continue
         if out is None or first is None:
-            out, first = np.empty((len(files), *values.shape), values.dtype), pixels
+            out = np.empty((len(files), *values.shape), values.dtype)
+            first = pixels if pixels.header else read_pixels(file)  # slices before it are broken
         elif values.dtype == np.float32 and out.dtype != np.float32:
             out = out.astype(np.float32)
         out[len(kept)] = values
@@ -78,7 +79,7 @@ def read_stack(files: Sequence[SliceFile], info: SeriesInfo, problems: list[Prob
         raise failed
     voxels = _comparable(out[: len(kept)], kept, scales)
     unit = _unit(first, kept, info, problems)
-    _report_loss(first, problems)
+    _report_loss(kept, problems)
     padding = _padding(first, kept[0], voxels, unit, problems)
     if unit == "HU":
         _report_implausible(voxels, padding, problems)
@@ -175,9 +176,9 @@ def _unit(first: Pixels, files: list[SliceFile], info: SeriesInfo, problems: lis
     return unit
 
 
-def _report_loss(first: Pixels, problems: list[Problem]) -> None:
-    declared = str(first.header.get("LossyImageCompression", "")) == "01"
-    if declared or first.syntax in _ALWAYS_LOSSY:
+def _report_loss(files: list[SliceFile], problems: list[Problem]) -> None:
+    """Of any slice: archives compress some of a series and leave others as they are."""
+    if any(f.stored.lossy or f.stored.syntax in _ALWAYS_LOSSY for f in files):
         message = "pixels were compressed with loss; values may be off by tens of HU"
         problems.append(Problem("LOSSY", message))
 

@@ -103,7 +103,7 @@ def make_views(volume: Volume, profile: ViewProfile) -> Views:
     voxels, to_old = _canonical(values.voxels, volume.grid)
     values = replace(values, voxels=voxels)
     affine = volume.grid @ to_old
-    positions = np.nan_to_num(volume.positions_mm)[:: 1 if to_old[0, 0] > 0 else -1]
+    positions = _positions(volume)[:: 1 if to_old[0, 0] > 0 else -1]
     _, rows, columns = voxels.shape
     groups, thickness = _slabs(positions, profile)
     row_mm, column_mm = (float(np.linalg.norm(affine[:3, i])) for i in (1, 2))
@@ -187,6 +187,13 @@ def _pictures(values: _Values, groups: list[np.ndarray], frame: _Frame) -> np.nd
         picture = frame.resize(slab, values.air)
         pixels[k] = [window.apply(picture) for window in values.windows]
     return pixels
+
+
+def _positions(volume: Volume) -> np.ndarray:
+    """mm along the normal; where nobody knows the place, in the frame of `Volume.grid`."""
+    if np.isfinite(volume.positions_mm).all():
+        return volume.positions_mm
+    return np.arange(len(volume.voxels)) * float(np.linalg.norm(volume.grid[:3, 0]))
 
 
 def _side(voxels: np.ndarray, affine: np.ndarray) -> int:

@@ -93,8 +93,10 @@ class Volume:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of voxels, unit, affine and positions: equal content, equal digest."""
-        sha = hashlib.sha256(f"{self.voxels.dtype}{self.voxels.shape}{self.unit}".encode())
+        """SHA-256 of all that decides how it looks, and where it lies: equal if those are."""
+        vois, inverted = self.display.vois, self.display.inverted
+        shown = (self.info.modality, self.unit, vois, inverted, self.padding_ranges)
+        sha = hashlib.sha256(f"{self.voxels.dtype}{self.voxels.shape}{shown}".encode())
         sha.update(np.ascontiguousarray(self.affine, np.float64).tobytes())
         sha.update(np.ascontiguousarray(self.positions_mm, np.float64).tobytes())
         sha.update(np.ascontiguousarray(self.voxels).data)

@@ -207,3 +207,14 @@ def test_window_table_is_kept_and_never_written_to() -> None:
     assert to_rgb(hu, MEDGEMMA.windows)[0, :, 2].tolist() == [0, 128, 255]
     other = (Window("a", 0, 2), Window("b", 0, 2), Window("c", 40, 2))
     assert to_rgb(hu, other)[0, 1].tolist() == [255, 255, 128]
+
+
+@pytest.mark.parametrize("profile", ["crossread-ct", "medgemma-ct"])
+def test_stack_whose_place_is_unknown_still_shows_all_its_parts(profile: str) -> None:
+    voxels = np.arange(100, dtype=np.int16)[:, None, None] * np.ones((1, 8, 8), np.int16)
+    placed = _stack(voxels)
+    lost = replace(placed, affine=np.full((4, 4), np.nan), positions_mm=np.full(100, np.nan))
+    views, wanted = (make_views(volume, PROFILES[profile]) for volume in (lost, placed))
+    assert np.array_equal(views.pixels, wanted.pixels)
+    assert [s.slice_range for s in views.sources] == [s.slice_range for s in wanted.sources]
+    assert {s.position_mm for s in views.sources} == {None}

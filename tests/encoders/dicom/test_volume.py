@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.dicom import Volume, load_preview, load_volume, scan
+from encoders.dicom.display import Display, Voi
 from encoders.dicom.geometry import classify_gaps
 from encoders.dicom.values import share_outside
 from encoders.errors import IrregularGeometry, UnreadableFile
@@ -289,6 +290,24 @@ def test_corrupt_slice_leaves_its_place_open(tmp_path: Path) -> None:
     assert {"CORRUPT_SLICE", "MISSING_SLICE"} <= set(codes(volume))
 
 
+def test_broken_first_slice_takes_no_attribute_of_the_series_with_it(tmp_path: Path) -> None:
+    write_stack(
+        tmp_path, [1, 2, 3], Modality="PT", SOPClassUID=PET, Units="BQML", WindowCenter=2,
+        WindowWidth=4, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=3,
+        PixelData=[b"xx", *(np.full(16, n, "<i2").tobytes() for n in (2, 3))],
+    )  # fmt: skip
+    volume = load_volume(tmp_path)
+    assert volume.voxels[:, 0, 0].tolist() == [2, 3]
+    assert (volume.unit, volume.display.inverted) == ("Bq/ml", True)
+    assert (volume.display.vois[0].center, volume.display.vois[0].width) == (2, 4)
+    assert volume.padding_ranges == ((3, 3),)
+
+
+def test_one_lossy_slice_is_enough_to_tell_of_loss(tmp_path: Path) -> None:
+    write_stack(tmp_path, [1, 2, 3], LossyImageCompression=["00", "01", None])
+    assert "LOSSY" in codes(load_volume(tmp_path))
+
+
 def test_nothing_but_corrupt_slices_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
     write_stack(tmp_path, [1, 2, 3], PixelData=b"xx")
     with pytest.raises(UnreadableFile, match="declares 32 bytes of pixels but holds 2"):
@@ -417,8 +436,11 @@ def test_crop_keeps_every_voxel_in_its_place() -> None:
         volume.crop(slice(3, 3), slice(None), slice(None))
 
 
-def test_digest_tells_positions_and_units_apart() -> None:
+def test_digest_tells_apart_what_is_placed_or_shown_differently() -> None:
     volume = _volume()
+    assert replace(volume, display=Display(inverted=True)).digest != volume.digest
+    assert replace(volume, display=Display((Voi("a", 1, 2),))).digest != volume.digest
+    assert replace(volume, padding_ranges=((-5.0, 0.0),)).digest != volume.digest
     assert replace(volume, unit="").digest != volume.digest
     assert replace(volume, positions_mm=volume.positions_mm * 2).digest != volume.digest
     assert replace(volume, problems=(Problem("LOSSY", "x"),)).digest == volume.digest
