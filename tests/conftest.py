@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from tests import makers
 
 ROOT = Path(__file__).parent.parent
+settings.register_profile("crossread", deadline=None)  # time never decides a test
+settings.load_profile("crossread")
 
 
 @pytest.fixture(scope="session")

@@ -93,9 +93,14 @@ def decode_frame(job: Job, codestream: bytes) -> Decoded:
         "correct_unused_bits": False,  # done by the caller, for native pixels too
     }
     source, plugin = encapsulate([codestream], has_bot=False), PLUGINS[job.syntax]
-    array, meta = get_decoder(job.syntax).as_array(
-        source, index=0, raw=True, decoding_plugin=plugin, **options
-    )
+    try:
+        array, meta = get_decoder(job.syntax).as_array(
+            source, index=0, raw=True, decoding_plugin=plugin, **options
+        )
+    except BaseException as error:  # a panic of Rust code is no Exception; the rest goes on
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Malformed("makes its decoder panic") from None
     return array, str(meta.get("photometric_interpretation", job.photometric))
 
 

@@ -329,6 +329,22 @@ def test_decoder_that_crashes_costs_only_its_frame(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(file).stored, VALUES)
 
 
+@pytest.mark.parametrize("runs", [b"\x81\x05" * 16, b"\xc1\x05" * 31], ids=["by one", "at the end"])
+def test_rle_that_makes_more_than_the_frame_costs_only_its_slice(
+    tmp_path: Path, runs: bytes
+) -> None:
+    """The decoder, written in Rust, panics: no `Exception`, so that it would end the reader."""
+    starts = [2, 64, 64 + len(runs)]
+    stream = b"".join(n.to_bytes(4, "little") for n in starts).ljust(64, b"\0") + 2 * runs
+
+    def change(header: Any) -> None:
+        header.compress(RLELossless, encoding_plugin="pylibjpeg")
+        header.PixelData = encapsulate([stream])
+
+    with pytest.raises(UnreadableFile, match=r"\.dcm'.*RLE Lossless data makes its decoder panic"):
+        read_pixels(slices(write(tmp_path / "a.dcm", change))[0])
+
+
 def test_series_whose_codestreams_hang_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
