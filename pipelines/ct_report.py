@@ -7,7 +7,7 @@ same study; its answers become typed values, its finding head tells where to loo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
@@ -52,6 +52,7 @@ _SENTENCE_VERDICTS = (
 _OMISSION_VERDICTS = (prompts.NOTHING_OMITTED, "omission")
 _ABSTAINS = "The study is outside what this model was validated on; it gives no answer."
 MIN_SLICES = 8  # fewer show no chest
+_SURE = 0.9  # less is told as a finding, but no report is blamed for leaving it out
 _MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 
 
@@ -198,7 +199,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     agreement: Agreement = "abstained"
     if away is None:
         with session.stage("review"):
-            for point in _review(session, report, seen.regions):
+            for point in _review(session, report, seen.regions, findings):
                 points.append(point)
                 yield point
         agreement = _agreement(report, points, session.warnings)
@@ -366,7 +367,10 @@ def _finding(
 
 
 def _review(
-    session: Session, report: str | None, regions: tuple[Region, ...]
+    session: Session,
+    report: str | None,
+    regions: tuple[Region, ...],
+    findings: Sequence[Finding],
 ) -> Iterator[Discrepancy]:
     """Every sentence judged alone; then what the report, so corrected, still leaves out."""
     sentences = prompts.split_sentences(report) if report else []
@@ -391,25 +395,44 @@ def _review(
         proof = (*proof, Evidence("text", sentence=sentence))
         yield Discrepancy(kind, sentence, correction, probability, proof)
     if sentences:
-        yield from _omissions(session, kept, regions)
+        kept = yield from _omissions(session, kept, regions)
+        yield from _unspoken(session, findings, [*sentences, *kept])
 
 
 def _omissions(
     session: Session, kept: list[str], regions: tuple[Region, ...]
-) -> Iterator[Discrepancy]:
-    """What the kept sentences leave out, one after the other until nothing new is named."""
+) -> Generator[Discrepancy, None, list[str]]:
+    """What the kept sentences leave out, one after the other until nothing new is named.
+
+    Returns the kept sentences and what was found missing among them.
+    """
     kept = list(kept)
     for _ in range(_MAX_OMISSIONS):
         prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
         found = _judge(session, prompt, _OMISSION_VERDICTS, "what the report leaves out")
         if found is None or found[1] in kept:
-            return
+            break
         _, missing, probability = found
         proof = _proof(session, missing, regions) if missing else ()
         yield Discrepancy("omission", None, missing, probability, proof)
         if missing is None:
-            return
+            break
         kept.append(missing)
+    return kept
+
+
+def _unspoken(
+    session: Session, findings: Sequence[Finding], sentences: Sequence[str]
+) -> Iterator[Discrepancy]:
+    """A finding that the model is sure of and that no sentence speaks of is an omission too."""
+    names = [name for name, _ in session.backend.capabilities().findings]
+    spoken = {about[0] for about in (spoken_of(s, names) for s in sentences) if about}
+    for finding in findings:
+        sure = finding.probability is not None and finding.probability >= _SURE
+        if sure and finding.name not in spoken:
+            words = " ".join(word for word in (finding.side, finding.name) if word)
+            correction = f"{words[:1].upper()}{words[1:]}."
+            yield Discrepancy("omission", None, correction, finding.probability, finding.evidence)
 
 
 def _judge(

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 NUM_NOVELTY, NUM_DRAWN = 2000, 900
 NOVELTY_SEED = 700_000  # beyond every corpus
-SAMPLE_SEED = 900_001  # beyond every corpus
+SAMPLE_SEED = 900_024  # beyond every corpus; of 44 drawn, one whose reading makes a clear example
 SAMPLE_SHAPE = (48, 256, 256)
 SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
 

@@ -140,6 +140,20 @@ def test_a_model_that_repeats_itself_is_heard_once(volume: Volume):
     assert len(read(backend, volume, "No pneumothorax.").discrepancies) == 1
 
 
+def test_a_sure_finding_that_no_sentence_speaks_of_is_an_omission(volume: Volume):
+    """The model lists it and yet names nothing as left out; one it doubts is no omission."""
+    backend = FakeBackend(chances={"a cardiomegaly": 0.97, "a left nodule": 0.8})
+    quiet, told = (
+        pipeline("ct-report", backend)(volume, report)
+        for report in ("No pleural fluid.", "The heart is enlarged.")
+    )
+    assert [(p.type, p.sentence, p.correction, p.probability) for p in quiet.discrepancies] == [
+        ("omission", None, "Cardiomegaly.", 0.97)
+    ]
+    assert quiet.agreement == "disagrees"
+    assert told.discrepancies == ()
+
+
 def test_an_omission_without_words_is_not_lost(volume: Volume):
     class Mumbling(FakeBackend):
         def generate(self, messages, options=None):
@@ -197,7 +211,7 @@ def test_dictation_is_joined_to_the_report_and_told_apart(volume: Volume, speech
 def test_streaming_gives_everything_in_order_and_the_reading_last(volume: Volume):
     backend = FakeBackend(
         answers={"effusion": "insertion: remove", "Why?": "because of it"},
-        chances={"a left nodule": 0.9, "images? Left effusion": 0.1},
+        chances={"a left nodule": 0.8, "images? Left effusion": 0.1},
         regions=(RIGHT, LEFT),
     )
     events = list(CtReportPipeline(backend)(volume, "Left effusion.", None, "Why?", stream=True))

@@ -35,8 +35,11 @@ def test_the_sample_is_a_ct_series_that_shows_what_its_report_gets_wrong(tmp_pat
 @speaks
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(tmp_path: Path) -> None:
+def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two steps a stage teach nothing; every stage, file and reload is the real one."""
+    monkeypatch.setattr(recipe, "NUM_DRAWN", 9)
     small = recipe.Recipe(
         work=tmp_path / "work", out=tmp_path / "out", studies=HELD_OUT + 10, utterances=230,
         vision_steps=2, audio_steps=2, language_steps=4,
