@@ -329,6 +329,15 @@ def test_decoder_that_crashes_costs_only_its_frame(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(file).stored, VALUES)
 
 
+def test_offset_table_longer_than_the_file_costs_only_its_slice(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", encoded(JPEGLSLossless))
+    data = path.read_bytes()
+    table = data.rindex(b"\xe0\x7f\x10\x00") + 16
+    path.write_bytes(data[:table] + (65540).to_bytes(4, "little") + data[table + 4 :])
+    with pytest.raises(UnreadableFile, match=r"broken pixel data .*error"):
+        read_pixels(slices(path)[0])
+
+
 @pytest.mark.parametrize("runs", [b"\x81\x05" * 16, b"\xc1\x05" * 31], ids=["by one", "at the end"])
 def test_rle_that_makes_more_than_the_frame_costs_only_its_slice(
     tmp_path: Path, runs: bytes
