@@ -142,8 +142,8 @@ class _Export:
         masked = self._mask(source, first)
         clean = self.tool.dataset(source)
         risky = first is not None and first.burned_in is not None and not masked
-        is_image = "Rows" in clean
-        self.tool.describe(clean, ("YES" if risky else "NO") if is_image else "")
+        # nobody looked at the other pictures: what their source says of itself is all that is known
+        self.tool.describe(clean, "YES" if risky else "NO" if masked else "")
         target = self._target(source, origin)
         _save(clean, source, target, self.tool)
         self.num_written += 1

@@ -209,7 +209,7 @@ def load_preview(series: Series) -> Volume:
     Raises:
         UnsupportedTransferSyntax, UnreadableFile, InvalidPixels: as `load_volume`.
     """
-    return _load([series.files[len(series.files) // 2]], series.info, [])
+    return _load([series.files[len(series.files) // 2]], series.info, list(series.problems))
 
 
 def _load(files: list[SliceFile], info: SeriesInfo, problems: list[Problem]) -> Volume:

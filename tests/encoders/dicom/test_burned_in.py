@@ -7,7 +7,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from encoders.dicom import let_through, load_volume, scan
+from encoders.dicom import let_through, load_preview, load_volume, scan
 from encoders.dicom.burned_in import burned_in_risk, shows_face
 from encoders.errors import BurnedInText
 from pipelines.chat import ChatPipeline
@@ -106,7 +106,8 @@ def test_a_picture_at_risk_reaches_no_model_by_any_door(screens: Path, tiny_comp
     from multimodal.messages import Study, user
 
     fake, real = FakeBackend(), LocalBackend(*tiny_composite)
-    for study in (screens, load_volume(screens)):
+    preview = load_preview(scan(screens).default())
+    for study in (screens, load_volume(screens), preview):
         with pytest.raises(BurnedInText, match="may show patient data"):
             CtReportPipeline(fake)(study)
         with pytest.raises(BurnedInText, match="allow_burned_in=True"):

@@ -185,6 +185,21 @@ def test_pictures_at_risk_stay_out_unless_allowed_and_say_so(
     assert {pydicom.dcmread(f).BurnedInAnnotation for f in files_of(tmp_path / "all")} == {"YES"}
 
 
+def test_a_copy_claims_nothing_of_pixels_that_nobody_looked_at(study: Path, tmp_path: Path) -> None:
+    """Burned In Annotation NO would be a promise; the source's own word may stay."""
+    said = files_of(study)[0]
+    data = pydicom.dcmread(said)
+    data.BurnedInAnnotation = "NO"
+    data.save_as(said)
+    for file in files_of(study)[1:]:
+        other = pydicom.dcmread(file)
+        other.pop("BurnedInAnnotation", None)
+        other.save_as(file)
+    deidentify(study, tmp_path / "out", key=KEY)
+    words = [pydicom.dcmread(f).get("BurnedInAnnotation") for f in files_of(tmp_path / "out")]
+    assert sorted(map(str, words)) == ["NO", *["None"] * 5]
+
+
 def test_text_of_a_known_device_is_blanked_where_asked(tmp_path: Path) -> None:
     from pydicom.pixels import set_pixel_data
 
