@@ -7,7 +7,8 @@ An archive is the address of a DICOMweb server (`https://host/dicom-web`), or a 
 from __future__ import annotations
 
 import json
-import time
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,12 +106,13 @@ def listen(
     peers = dict(_pair(text, "@") for text in peer)
     rules = Rules(peers, title, host, port)
     with Receiver(folder, rules, lambda study: typer.echo(str(study))):
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has them ignored
+            signal.signal(number, lambda *_: stop.set())
         typer.echo(f"listening on {host}:{port}", err=True)
-        try:
-            while True:
-                time.sleep(1)
-        except KeyboardInterrupt:
-            typer.echo("stopped", err=True)
+        while not stop.wait(1):
+            pass
+        typer.echo("stopped", err=True)
 
 
 def _pair(text: str, sign: str = "=") -> tuple[str, str]:

@@ -13,6 +13,13 @@ from encoders.dicom import write_ct_series
 from multimodal.backends import Capabilities, Finished, GenerateOptions, Novelty, Token, Usage
 from multimodal.messages import Message, Study
 
+
+def peak_mib() -> float:
+    """This process's own peak memory; getrusage would give a child that of its parent at least."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 BLOCKS_SHAPE = (24, 64, 48)
 BLOCKS_SPACING = (4.0, 1.5, 2.0)  # slice, row, column in mm
 # (LPS centre in mm relative to the volume's middle, HU): left, back and head each have their own

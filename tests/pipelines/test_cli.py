@@ -45,7 +45,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     backend = Recorder(
         answers={"hello": "good day", "Transcribe": "No nodule.", "How large": "14 mm", "Why": "so",
                  "Left eff": "insertion: remove"},
-        chances={"a right nodule": 0.9, "images? Left eff": 0.1},
+        chances={"a right nodule": 0.87, "images? Left eff": 0.1},
         regions=(Region("nodule", "right", 0.9, source, (4.0, 6.0, 12.0, 20.0)),),
     )  # fmt: skip
     monkeypatch.setattr("multimodal.backends.load_backend", lambda *a, **k: backend)
@@ -91,7 +91,7 @@ def test_read_prints_the_verdict_for_people(
     lines = out.splitlines()
     assert lines[0] == "The report and the images differ in 1 point."
     assert '     report     "Left effusion."' in lines
-    assert "  right nodule, 14 mm, slice 12 of 24 (90% sure)" in lines
+    assert "  right nodule, 14 mm, slice 12 of 24 (87% sure)" in lines
     assert lines[lines.index("Answer") + 1] == "  so"
     assert "not a medical device" in lines[-1]
 

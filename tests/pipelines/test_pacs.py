@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,20 +81,23 @@ def test_node_without_pynetdicom_names_the_extra(run: Any, monkeypatch: pytest.M
     assert (code, "crossread[pacs]" in err) == (3, True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_listening_prints_a_complete_study_and_ends_when_interrupted(
-    phantom_series: Path, tmp_path: Path
+    phantom_series: Path, tmp_path: Path, number: int
 ) -> None:
+    """Also as a background job of a shell, which starts with SIGINT ignored."""
     from encoders.dicom.dimse import Peer, send
 
     port = free_port()
     command = [sys.executable, "-m", "pipelines.cli", "pacs", "listen", str(tmp_path / "in"),
                "--peer", "SENDER@127.0.0.1", "--port", str(port)]  # fmt: skip
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert node.stderr is not None
         assert node.stderr.readline() == f"listening on 127.0.0.1:{port}\n"
         send(Peer("CROSSREAD", "127.0.0.1", port, "SENDER"), sorted(phantom_series.iterdir()))
-        node.send_signal(2)
+        node.send_signal(number)
         out, err = node.communicate(timeout=60)
     finally:
         node.kill()

@@ -40,7 +40,8 @@ REASONS = {
     "zip_slip.zip": "524288 bytes of pixels but holds 307200",
 }
 _SCRIPT = """
-import json, resource, sys, time
+import json, sys, time
+from tests.makers import peak_mib
 from encoders.dicom import load_volume
 from encoders.errors import InputError
 import pydicom.pixels
@@ -50,7 +51,7 @@ for name in sys.argv[1:]:
         told = [p.code for p in load_volume(name).problems]
     except InputError as error:
         told = str(error)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     print(json.dumps([told, time.process_time() - started, peak]))
 """
 
