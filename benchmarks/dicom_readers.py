@@ -105,16 +105,22 @@ def highdicom(path: Path) -> Found:
     return Found(volume.spatial_shape[0], np.array(ends), volume.array.min(), volume.array.max())
 
 
+def _as_folder(path: Path, beside: Path) -> Path:
+    """A folder as it is; of a single file a folder that holds it, for readers of folders."""
+    if path.is_dir():
+        return path
+    folder = beside / "in"
+    folder.mkdir()
+    shutil.copy(path, folder)
+    return folder
+
+
 def dicom2nifti(path: Path) -> Found:
     """dicom2nifti's conversion of a folder."""
     from dicom2nifti import convert_dir
 
     with tempfile.TemporaryDirectory() as out:
-        folder = path
-        if path.is_file():
-            folder = Path(out) / "in"
-            folder.mkdir()
-            shutil.copy(path, folder)
+        folder = _as_folder(path, Path(out))
         convert_dir.convert_directory(str(folder), out, compression=False, reorient=False)
         return _nifti(sorted(Path(out).glob("*.nii")), "")
 
@@ -122,11 +128,7 @@ def dicom2nifti(path: Path) -> Found:
 def dcm2niix(path: Path) -> Found:
     """dcm2niix of PyPI, a process of its own that writes NIfTI."""
     with tempfile.TemporaryDirectory() as out:
-        folder = path
-        if path.is_file():
-            folder = Path(out) / "in"
-            folder.mkdir()
-            shutil.copy(path, folder)
+        folder = _as_folder(path, Path(out))
         done = subprocess.run(
             [str(_executable()), "-z", "n", "-b", "n", "-f", "%s", "-o", out, str(folder)],
             capture_output=True, text=True, check=False,

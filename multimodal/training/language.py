@@ -25,7 +25,6 @@ from multimodal.training.world.dialogues import Dialogue, ask
 QUESTIONS = (
     *("presence",) * 2, "list", "size", "side", *("check",) * 6, "omission", "describe",
 )  # fmt: skip
-MAX_BRANCH = 40 * len(QUESTIONS)
 
 
 @dataclass(frozen=True)

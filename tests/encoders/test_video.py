@@ -11,22 +11,6 @@ from encoders.errors import MissingInput, UnreadableImage
 from encoders.video import sample_frames
 
 
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    """Two seconds, 20 frames, each brighter than the last."""
-    import av
-
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = 64
-        for i in range(20):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 * i + 20, np.uint8), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
 def test_frames_come_from_the_middles_of_equal_stretches(clip: Path) -> None:
     frames = sample_frames(clip, 4)
     seconds = [second for _, second in frames]

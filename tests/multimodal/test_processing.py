@@ -38,21 +38,6 @@ def views(volume: Volume) -> Views:
     return make_views(volume, PROFILES["crossread-ct"])
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import av
-
-    path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = 64
-        for i in range(20):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 * i + 20, np.uint8), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
 @pytest.fixture
 def processor(tiny_composite: Any) -> MultimodalProcessor:
     return tiny_composite[1]
