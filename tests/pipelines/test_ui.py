@@ -20,7 +20,8 @@ from encoders.errors import InputError, MissingInput
 from multimodal.backends import DEMO
 from multimodal.messages import Audio, Image, Message, Study, Text, Video
 from pipelines.ct_report import CtReportPipeline
-from pipelines.ui import launch_options, read_upload
+from pipelines.ui import launch_options
+from pipelines.ui.reading_room import read_upload
 from pipelines.ui.uploads import (
     KEEP_S,
     Results,
