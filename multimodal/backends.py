@@ -7,6 +7,7 @@ for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +18,29 @@ from encoders.features import Modality, Problem, Source
 from multimodal.messages import Message, Study
 
 DEMO = Path(__file__).parent / "demo"
+Reason = Literal["stop", "length", "timeout", "cancelled"]
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to answer one request.
+    """How to answer one request; a backend honours an option or refuses it by its name.
 
     With `choices` the answer is the likeliest of them and `Finished.choices` holds the
     probability of each, or nothing where the backend cannot tell. With `ground` the regions of
     the finding head come along.
+
+    Attributes:
+        top_k: of how many of the likeliest tokens one is drawn; 0 for all.
+        min_p: least probability of a token, as a share of the likeliest one's.
+        repetition_penalty: divides the odds of tokens of prompt and answer (arXiv 1909.05858).
+        presence_penalty: taken off the logits of tokens that the answer holds.
+        frequency_penalty: the same for each time that it holds them.
+        seed: the same seed draws the same answer, whoever else asks; None draws afresh.
+        logprobs: how many of the likeliest tokens to tell with each token; None tells nothing.
+        json_schema: JSON text of a JSON schema that the answer has to fulfil.
+        queue_s: longest wait until the request is begun; then it ends with reason "timeout".
+        deadline_s: longest time for all of it; then it ends with reason "timeout".
+        tenant: whose request it is; what is kept of it is used for the same tenant only.
 
     Raises:
         InvalidMessage: a value out of range.
@@ -34,29 +49,86 @@ class GenerateOptions:
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
+    logprobs: int | None = None
     choices: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
+    json_schema: str | None = None
     ground: bool = False
+    queue_s: float | None = None
+    deadline_s: float | None = None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 (greedy) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and up to 1"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "more than 0; 1 is none"),
+            "presence_penalty": (-2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            "frequency_penalty": (-2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+            "logprobs": (self.logprobs is None or 0 <= self.logprobs <= 20, "from 0 to 20"),
             "stop": ("" not in self.stop, "strings that are not empty"),
             "choices": ("" not in self.choices, "strings that are not empty"),
+            "json_schema": (not self.json_schema or _is_object(self.json_schema), "a JSON object"),
+            "queue_s": (self.queue_s is None or self.queue_s > 0, "more than 0 seconds"),
+            "deadline_s": (self.deadline_s is None or self.deadline_s > 0, "more than 0 seconds"),
         }
         for name, (good, wanted) in rules.items():
             if not good:
                 raise InvalidMessage(f"{name} is {getattr(self, name)!r}; use {wanted}")
+        if self.choices and self.json_schema:
+            raise InvalidMessage("choices and json_schema exclude each other; leave one out")
+
+
+def refuse_options(options: GenerateOptions, names: Iterable[str], backend: str) -> None:
+    """Refuse what a backend cannot honour, rather than ignore it.
+
+    Raises:
+        InvalidOption: one of these options is set, the first by name.
+    """
+    for name in names:
+        if getattr(options, name) != getattr(GenerateOptions, name):
+            raise InvalidOption(f"{backend} does not know the option {name}; leave it out")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """One token of an answer: its text and log-probability, and those of the likeliest tokens.
+
+    They are the model's own: before temperature, penalties and limits to the choice of tokens.
+    """
+
+    text: str
+    logprob: float
+    id: int | None = None
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of the answer's text."""
+    """A piece of the answer's text; with `GenerateOptions.logprobs`, the tokens it came with.
+
+    Tokens of text that is still held back (a character of several, the beginning of a stop
+    string) come at once, with an empty text.
+    """
 
     text: str
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,10 +166,14 @@ def total_usage(spent: Iterable[Usage]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a request."""
+    """The last event of a request.
+
+    `reason` "stop" is the model's end or a stop string, "length" `max_new_tokens`, "timeout"
+    `queue_s` or `deadline_s`, "cancelled" a backend that was closed.
+    """
 
     text: str
-    reason: Literal["stop", "length"]
+    reason: Reason
     usage: Usage
     choices: Mapping[str, float] = field(default_factory=dict)
     regions: tuple[Region, ...] = ()
@@ -136,8 +212,60 @@ class Novelty:
         return self.score > self.limit
 
 
+@dataclass(frozen=True)
+class MediaSize:
+    """How large a medium is, told from its headers alone: nothing of it was decoded.
+
+    Attributes:
+        pixels: of its largest picture, rows times columns.
+        frames: pictures, slices or video frames it holds.
+        seconds: of sound or video.
+    """
+
+    modality: Modality
+    pixels: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request will take, before any work: tokens of prompt and answer at most, its media.
+
+    `prompt_tokens` is exact for words, pictures and whole stacks; a study with gaps in it, or a
+    long recording, may take a few less. Of a remote model it is a guess.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    media: tuple[MediaSize, ...] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a backend is.
+
+    Attributes:
+        running: requests being answered.
+        waiting: requests accepted and not begun.
+        slots: requests answered at the same time at most; 0 where the backend does not say.
+        kv_used: share of the memory for keys and values that running requests hold, 0 to 1.
+        backlog_tokens: prompt tokens accepted and not yet run.
+        tokens_per_s: prompt and answer tokens run in a second, as measured; 0 before the first.
+        counters: totals since the start, by name (`encoder_cache_hits`, `steps`, ...).
+    """
+
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    kv_used: float = 0.0
+    backlog_tokens: int = 0
+    tokens_per_s: float = 0.0
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
 class Backend(Protocol):
-    """Anything that answers messages."""
+    """Anything that answers messages; several threads may ask at once."""
 
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
@@ -146,11 +274,33 @@ class Backend(Protocol):
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
     ) -> Iterator[Token | Finished]:
-        """The answer as events, `Finished` last."""
+        """The answer as events, `Finished` last; an error is raised where the next event would be.
+
+        Closing the iterator (`close()`) cancels the request.
+        """
+        ...
+
+    def estimate(
+        self, messages: Sequence[Message], options: GenerateOptions | None = None
+    ) -> Estimate:
+        """What `generate` would take, told from headers; nothing is decoded or counted in.
+
+        Raises:
+            ContextOverflow: prompt and answer do not fit the model's context.
+            InputError: a medium that is missing, or not what it claims to be.
+        """
+        ...
+
+    def load(self) -> Load:
+        """How busy this backend is now."""
         ...
 
     def novelty(self, study: Study) -> Novelty | None:
         """How unlike the validated studies this one is; None where the model does not say."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads, memory and processes; requests under way end as cancelled."""
         ...
 
 
@@ -192,4 +342,6 @@ def load_backend(
         return RemoteBackend(model)
     from multimodal.local import LocalBackend
 
-    return LocalBackend.load(model or DEMO, device=device, dtype=dtype, sparsity=sparsity)
+    return LocalBackend.from_pretrained(
+        model or DEMO, device=device, dtype=dtype, sparsity=sparsity
+    )

@@ -25,12 +25,15 @@ from encoders.errors import ContextOverflow
 from encoders.features import Modality, Problem
 from multimodal.backends import (
     Capabilities,
+    Estimate,
     Finished,
     GenerateOptions,
+    Load,
     Novelty,
     Region,
     Token,
     Usage,
+    refuse_options,
 )
 from multimodal.grounding import locate_regions
 from multimodal.loading import load_composite
@@ -39,10 +42,13 @@ from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
 from multimodal.processing import AUDIO, IMAGE, REGION, Medium, MultimodalProcessor
 from multimodal.rewind import can_crop, crop
+from multimodal.sizes import measure
 from multimodal.sparse import SparsityConfig, set_sparsity, sparse_mlps
 from multimodal.streaming import TextStream, pick
 
 NUM_CACHED_MEDIA = 8
+_NOT_YET = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+            "logprobs", "json_schema", "queue_s", "deadline_s", "tenant")  # fmt: skip
 
 
 @dataclass
@@ -114,7 +120,7 @@ class LocalBackend:
         self._max_len = int(getattr(config, "max_position_embeddings", 0) or 2**31)
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls,
         model: str | Path,
         *,
@@ -169,6 +175,7 @@ class LocalBackend:
         Raises:
             ContextOverflow: prompt and answer do not fit the model's context.
         """
+        refuse_options(options or GenerateOptions(), _NOT_YET, "a composite")
         # inference mode is entered for each step, never left on in the caller's code between two
         events = torch.inference_mode()(self._answer)(messages, options or GenerateOptions())
         while True:
@@ -177,6 +184,29 @@ class LocalBackend:
             if event is None:
                 return
             yield event
+
+    def estimate(
+        self, messages: Sequence[Message], options: GenerateOptions | None = None
+    ) -> Estimate:
+        """What `generate` would take; see `Backend.estimate`.
+
+        Raises:
+            ContextOverflow: prompt and answer do not fit the model's context.
+            InputError: a medium that is missing, or not what it claims to be.
+        """
+        plain, parts = self.processor.flatten(messages)
+        sizes = tuple(measure(kind, value) for kind, value in parts)
+        with self._lock:
+            num_tokens = self.processor.num_tokens(self.processor.render(plain), sizes)
+            most = self._check_length(num_tokens, options or GenerateOptions())
+        return Estimate(num_tokens, most, sizes)
+
+    def load(self) -> Load:
+        """How busy this backend is now."""
+        return Load()
+
+    def close(self) -> None:
+        """Let go of what is cached."""
 
     def novelty(self, study: Study) -> Novelty | None:
         """How unlike the validated studies this one is; see `Backend.novelty`."""
@@ -220,7 +250,8 @@ class LocalBackend:
         regions = self._regions(media) if options.ground else ()
         return _Request(options, prefix, logits, num_encoded, timings_s, regions, inputs.problems)
 
-    def _check_length(self, num_tokens: int, options: GenerateOptions) -> None:
+    def _check_length(self, num_tokens: int, options: GenerateOptions) -> int:
+        """Tokens of the answer at most; refuses what the context cannot hold."""
         encode = self.processor.tokenizer.encode
         choices = [len(encode(c, add_special_tokens=False)) for c in options.choices]
         most = max(choices, default=options.max_new_tokens)
@@ -229,6 +260,7 @@ class LocalBackend:
                 f"the prompt takes {num_tokens} tokens and the answer up to {most}, but"
                 f" {self.name} holds {self._max_len}; shorten the text or give fewer pictures"
             )
+        return most
 
     def _encode_all(self, parts: Sequence[tuple[str, Any]]) -> tuple[list[_Encoded], int]:
         """Every part encoded, from the cache where its content was seen before."""

@@ -6,6 +6,7 @@ grows into as many placeholder tokens as its features will take, counted before 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,9 @@ from encoders.picture import open_picture
 from multimodal.messages import Message, from_openai, value_of
 
 if TYPE_CHECKING:
+    from encoders.dicom import ViewProfile
     from encoders.vision import Preprocess
+    from multimodal.backends import MediaSize
     from multimodal.configuration import MultimodalConfig
 
 IMAGE, VIDEO, AUDIO, STUDY = "<image>", "<video>", "<audio>", "<study>"
@@ -208,6 +211,14 @@ class MultimodalProcessor(ProcessorMixin):
         """Decode one media part and count its tokens."""
         return _PREPARE[kind](self, value)
 
+    def num_tokens(self, text: str, sizes: Sequence[MediaSize]) -> int:
+        """Tokens of a rendered prompt whose media were only measured, at most.
+
+        Exact but where a study has gaps, or a recording is cut into windows.
+        """
+        words = [(size.modality, self._words_of(size)) for size in sizes]
+        return len(self.tokenizer(_grow(text, words), add_special_tokens=False)["input_ids"])
+
     def join(
         self, texts: Sequence[str], media: Sequence[Sequence[Medium]], padding: bool = True
     ) -> Inputs:
@@ -216,7 +227,10 @@ class MultimodalProcessor(ProcessorMixin):
         Raises:
             PlaceholderMismatch: words and media differ in number.
         """
-        grown = [self._grow(text, parts) for text, parts in zip(texts, media, strict=True)]
+        grown = [
+            _grow(text, [(m.kind, m.words) for m in parts])
+            for text, parts in zip(texts, media, strict=True)
+        ]
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         tensors = self.tokenizer(
@@ -238,20 +252,6 @@ class MultimodalProcessor(ProcessorMixin):
         """The tokenizer's `decode`."""
         return self.tokenizer.decode(*args, **kwargs)
 
-    def _grow(self, text: str, parts: Sequence[Medium]) -> str:
-        words = _WORD.findall(text)
-        if REGION in text or STUDY_END in text:
-            raise PlaceholderMismatch(
-                f"{REGION} and {STUDY_END} come with a study; write {STUDY} in their place"
-            )
-        if [_kind_of(w) for w in words] != [p.kind for p in parts]:
-            raise PlaceholderMismatch(
-                f"the prompt's placeholders {words} do not match the media given"
-                f" {[p.kind for p in parts]}; plain text may not contain placeholder words"
-            )
-        queue = iter(parts)
-        return _WORD.sub(lambda _: next(queue).words, text)
-
     def _layout(self, ids: torch.Tensor, parts: Sequence[Medium]) -> tuple[Span, ...]:
         """Runs of tokens with one source: media tokens in order, by their placeholder ids."""
         convert = self.tokenizer.convert_tokens_to_ids
@@ -268,6 +268,32 @@ class MultimodalProcessor(ProcessorMixin):
             else:
                 spans.append(Span(place, place + 1, here))
         return tuple(spans)
+
+    def _words_of(self, size: MediaSize) -> str:
+        """The placeholders of a medium of this size; see `prepare`, which knows it decoded."""
+        if size.modality == "audio":
+            from encoders.audio import RATE_HZ, num_audio_tokens
+
+            sense = self._sense("audio")
+            samples = math.ceil(size.seconds * RATE_HZ)
+            # cuts fall into the last third of a window, and each rounds its tokens up
+            cuts = math.ceil(samples / (sense["window_seconds"] * RATE_HZ * 2 / 3)) - 1
+            within = samples <= int(sense["window_seconds"] * RATE_HZ)
+            return AUDIO * (num_audio_tokens(samples, sense["stack"]) + (0 if within else cuts))
+        n = self._sense("vision")["tokens_per_view"]
+        if size.modality == "dicom":
+            return self._study_words(min(size.frames, self._profile().num_views))
+        return IMAGE * (n * min(size.frames, NUM_VIDEO_FRAMES))
+
+    def _study_words(self, num_views: int) -> str:
+        sense = self._sense("vision")
+        views = IMAGE * (sense["tokens_per_view"] * num_views)
+        return STUDY + views + REGION * sense["num_regions"] + STUDY_END
+
+    def _profile(self) -> ViewProfile:
+        from encoders.dicom import PROFILES
+
+        return PROFILES[self._sense("vision")["view_profile"]]
 
     # --- one method per kind of part -------------------------------------------------------
 
@@ -322,16 +348,13 @@ class MultimodalProcessor(ProcessorMixin):
         return Medium("audio", AUDIO * sum(counts), sources, log_mel=mels)
 
     def _dicom(self, value: Any) -> Medium:
-        from encoders.dicom import PROFILES, Views, views_of
+        from encoders.dicom import Views, views_of
         from encoders.dicom.pictures import viewable
 
-        sense = self._sense("vision")
-        views = value
-        if not isinstance(value, Views):
-            views = views_of(viewable(value), PROFILES[sense["view_profile"]])
+        views = value if isinstance(value, Views) else views_of(viewable(value), self._profile())
         pixels = self._preprocess().normalise(torch.from_numpy(views.pixels))
-        n, regions = sense["tokens_per_view"], sense["num_regions"]
-        words = STUDY + IMAGE * (n * len(views.sources)) + REGION * regions + STUDY_END
+        n, regions = (self._sense("vision")[k] for k in ("tokens_per_view", "num_regions"))
+        words = self._study_words(len(views.sources))
         sources = (None, *(s for s in views.sources for _ in range(n)), *(None,) * (regions + 1))
         return Medium(
             "dicom",
@@ -389,6 +412,23 @@ def _checked_options(
 
 def _kind_of(word: str) -> str:
     return next(kind for kind, w in _KINDS.items() if w == word)
+
+
+def _grow(text: str, media: Sequence[tuple[str, str]]) -> str:
+    """A prompt with each medium's word grown into its placeholders; media as (kind, placeholders)."""
+    words = _WORD.findall(text)
+    if REGION in text or STUDY_END in text:
+        raise PlaceholderMismatch(
+            f"{REGION} and {STUDY_END} come with a study; write {STUDY} in their place"
+        )
+    kinds = [kind for kind, _ in media]
+    if [_kind_of(w) for w in words] != kinds:
+        raise PlaceholderMismatch(
+            f"the prompt's placeholders {words} do not match the media given {kinds};"
+            " plain text may not contain placeholder words"
+        )
+    queue = iter(media)
+    return _WORD.sub(lambda _: next(queue)[1], text)
 
 
 def _listed(values: Any) -> list[Any]:

@@ -6,48 +6,78 @@ pipeline, and of the model only what the server tells.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from encoders.errors import BadAnswer, NotFound
-from multimodal.backends import Capabilities, Finished, GenerateOptions, Novelty, Token, Usage
+from multimodal.backends import (
+    Capabilities,
+    Estimate,
+    Finished,
+    GenerateOptions,
+    Load,
+    Logprob,
+    Novelty,
+    Reason,
+    Token,
+    Usage,
+    refuse_options,
+)
 from multimodal.messages import Message, Study
 from multimodal.openai_server import Chunk, NotAccepted, OpenAIServer, Patience
+from multimodal.sizes import measure_media
 from multimodal.wire import NUM_PICTURES, Wire
 
-_ENDS: dict[str, Literal["stop", "length"]] = {
-    "stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length"
+_ENDS: dict[str, Reason] = {
+    "stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length", "timeout": "timeout"
 }  # fmt: skip
 _UNKNOWN_LENGTH = 2**31
 _MIN_MASS = 0.5  # of the first token, that must lie on choices for their probabilities to be told
 _NUM_LOGPROBS = 20  # the most that OpenAI's protocol and vLLM's default allow
+_NOT_OPENAI = ("top_k", "min_p", "repetition_penalty")
+_LETTERS_PER_TOKEN, _TOKENS_PER_PICTURE, _TOKENS_PER_SECOND = 4, 256, 25  # as most models have it
 
 
 @dataclass
 class _Answer:
-    """An answer as it comes in; `first` are the likeliest tokens at its beginning."""
+    """An answer as it comes in.
+
+    `first` are the likeliest tokens at its beginning, `told` what the last chunk tells of its own.
+    """
 
     text: str = ""
     reason: str = ""
     usage: Mapping[str, Any] = field(default_factory=dict)
     first: Sequence[Mapping[str, Any]] = ()
+    told: Sequence[Mapping[str, Any]] = ()
 
     def take(self, chunk: Chunk) -> str:
         """Add one chunk of the stream; returns its piece of text."""
-        self.usage = chunk.get("usage") or self.usage
+        self.usage, self.told = chunk.get("usage") or self.usage, ()
         if not chunk.get("choices"):
             return ""
         choice = chunk["choices"][0]
         self.reason = choice.get("finish_reason") or self.reason
-        told = (choice.get("logprobs") or {}).get("content")
-        if told and not self.first:
-            self.first = told[0].get("top_logprobs") or ()
+        self.told = (choice.get("logprobs") or {}).get("content") or ()
+        if self.told and not self.first:
+            self.first = self.told[0].get("top_logprobs") or ()
         piece = choice["delta"].get("content") or ""
         self.text += piece
         return piece
+
+    def logprobs(self) -> tuple[Logprob, ...]:
+        """Of the tokens of the last chunk."""
+        return tuple(
+            Logprob(
+                t["token"], float(t["logprob"]),
+                top=tuple((o["token"], float(o["logprob"])) for o in t.get("top_logprobs") or ()),
+            )
+            for t in self.told
+        )  # fmt: skip
 
     def spent(self, num_encoded: int, timings_s: Mapping[str, float]) -> Usage:
         """What the server says it cost; 0 tokens where it says nothing."""
@@ -102,6 +132,25 @@ class RemoteBackend:
         """None: no server tells what its model was validated on."""
         return None
 
+    def estimate(
+        self, messages: Sequence[Message], options: GenerateOptions | None = None
+    ) -> Estimate:
+        """What `generate` would take; the tokens are a guess, as only the server can count them."""
+        sizes = measure_media(messages)
+        letters = sum(len(message.text) for message in messages)
+        pictures = sum(min(s.frames, NUM_PICTURES) for s in sizes)
+        heard = sum(s.seconds for s in sizes if s.modality == "audio")
+        tokens = letters // _LETTERS_PER_TOKEN + pictures * _TOKENS_PER_PICTURE
+        new = (options or GenerateOptions()).max_new_tokens
+        return Estimate(tokens + int(heard * _TOKENS_PER_SECOND), new, sizes)
+
+    def load(self) -> Load:
+        """Nothing: how busy the server is it tells by refusing."""
+        return Load()
+
+    def close(self) -> None:
+        """Nothing is held: each request has a connection of its own."""
+
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
     ) -> Iterator[Token | Finished]:
@@ -111,36 +160,42 @@ class RemoteBackend:
         the model's first token decides; else `Finished.choices` is empty.
 
         Raises:
+            InvalidOption: an option that OpenAI's protocol does not have.
             InputError: a part that cannot be read or sent.
             ContextOverflow: the server says that the prompt is too long.
             RemoteError: it cannot be reached, refuses, takes too long or answers nonsense.
         """
         options = options or GenerateOptions()
-        started = time.perf_counter()
-        sent = self._wire.write(messages, options.choices)
+        refuse_options(options, _NOT_OPENAI, "the OpenAI protocol")
+        asked = started = time.perf_counter()
+        sent = self._wire.write(messages, options.choices, options.tenant)
         timings_s = {"encode": time.perf_counter() - started}
         answer, started = _Answer(), time.perf_counter()
-        for chunk in self._ask(self._body(sent.messages, options)):
+        for chunk in self._ask(self._body(sent.messages, options), choosing=bool(options.choices)):
             with self._server.sensible():
                 piece = answer.take(chunk)
-            if piece and not options.choices:
+                logprobs = answer.logprobs() if options.logprobs is not None else ()
+            if (piece or logprobs) and not options.choices:
                 timings_s.setdefault("first_token", time.perf_counter() - started)
-                yield Token(piece)
+                yield Token(piece, logprobs)
+            if _is_late(options, time.perf_counter() - asked, answer):
+                answer.reason = "timeout"
+                break
         timings_s["decode"] = time.perf_counter() - started
         with self._server.sensible():
             usage = answer.spent(sent.num_encoded, timings_s)
             chances = _chances(answer.first, options.choices)
         text = answer.text.strip()
-        if options.choices:
+        if options.choices and answer.reason != "timeout":
             text = max(chances, key=chances.__getitem__) if chances else self._chosen(text, options)
         yield Finished(text, self._reason(answer), usage, chances, (), sent.problems)
 
-    def _ask(self, body: dict[str, Any]) -> Iterator[Chunk]:
+    def _ask(self, body: dict[str, Any], *, choosing: bool) -> Iterator[Chunk]:
         """The stream; asked for anew without log-probabilities where the server refuses those."""
         try:
             yield from self._server.stream("chat/completions", body)
         except NotAccepted:
-            if "logprobs" not in body:
+            if not choosing:
                 raise
             plain = {k: v for k, v in body.items() if k not in ("logprobs", "top_logprobs")}
             yield from self._server.stream("chat/completions", plain)
@@ -154,6 +209,14 @@ class RemoteBackend:
             "temperature": 0.0 if options.choices else options.temperature,
             "top_p": options.top_p, "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(options, name):
+                body[name] = getattr(options, name)
+        if options.json_schema:
+            schema = {"name": "answer", "schema": json.loads(options.json_schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if options.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": options.logprobs}
         if options.seed is not None:
             body["seed"] = options.seed
         if options.stop:
@@ -177,11 +240,17 @@ class RemoteBackend:
             )
         return max(fitting, key=len)
 
-    def _reason(self, answer: _Answer) -> Literal["stop", "length"]:
+    def _reason(self, answer: _Answer) -> Reason:
         if answer.reason not in _ENDS:
             why = "its filter" if answer.reason == "content_filter" else "a reason of its own"
             raise BadAnswer(f"{self._server.host} withheld the rest of an answer for {why}")
         return _ENDS[answer.reason]
+
+
+def _is_late(options: GenerateOptions, spent_s: float, answer: _Answer) -> bool:
+    begun = bool(answer.text)
+    limits = (options.deadline_s, None if begun else options.queue_s)
+    return any(limit is not None and spent_s > limit for limit in limits)
 
 
 def _chances(first: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> dict[str, float]:

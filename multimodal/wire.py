@@ -50,8 +50,12 @@ class Wire:
     def __init__(self) -> None:
         self._last: tuple[str, _Drawn] = ("", _Drawn(()))
 
-    def write(self, messages: Sequence[Message], choices: Sequence[str] = ()) -> Written:
+    def write(
+        self, messages: Sequence[Message], choices: Sequence[str] = (), tenant: str = ""
+    ) -> Written:
         """Messages as JSON, the last one asking for one of `choices` if there are any.
+
+        A study is kept for its tenant only.
 
         Raises:
             InputError: a medium that cannot be read, or whose pictures may show patient data.
@@ -63,7 +67,7 @@ class Wire:
         for message in messages:
             content: list[Mapping[str, Any]] = []
             for part in message.parts:
-                drawn, new = self._draw(part)
+                drawn, new = self._draw(part, tenant)
                 content += drawn.parts
                 problems += drawn.problems
                 num_encoded += new
@@ -74,7 +78,7 @@ class Wire:
             written.append({"role": message.role, "content": _plain(content)})
         return Written(tuple(written), num_encoded, tuple(dict.fromkeys(problems)))
 
-    def _draw(self, part: Part) -> tuple[_Drawn, bool]:
+    def _draw(self, part: Part, tenant: str) -> tuple[_Drawn, bool]:
         """A part as content parts, and whether it is a medium drawn anew."""
         if isinstance(part, Text):
             return _Drawn((_text(part.text),)), False
@@ -86,7 +90,8 @@ class Wire:
             raise InvalidMessage(
                 "the OpenAI protocol takes no video; give single pictures of it instead"
             )
-        key = getattr(part.study, "digest", "")
+        digest = getattr(part.study, "digest", "")
+        key = digest and f"{tenant} {digest}"
         if key and self._last[0] == key:
             return self._last[1], False
         drawn = _study(part)

@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 
 from encoders.dicom import write_ct_series
-from multimodal.backends import Capabilities, Finished, GenerateOptions, Novelty, Token, Usage
+from multimodal.backends import (
+    Capabilities,
+    Estimate,
+    Finished,
+    GenerateOptions,
+    Load,
+    Novelty,
+    Token,
+    Usage,
+)
 from multimodal.messages import Message, Study
+from multimodal.sizes import measure_media
 
 
 def peak_mib() -> float:
@@ -233,6 +243,7 @@ class FakeBackend:
     regions: tuple[Any, ...] = ()
     far: Novelty | None = NEAR
     asked: list[str] = field(default_factory=list)
+    closed: bool = False
 
     def capabilities(self) -> Capabilities:
         return Capabilities("fake", self.modalities, self.findings, 4096, bool(self.findings))  # type: ignore[arg-type]
@@ -264,6 +275,20 @@ class FakeBackend:
         for word in text.split(" "):
             yield Token(word + " ")
         yield Finished(text, "stop", usage, {}, regions)
+
+    def estimate(
+        self, messages: Sequence[Message], options: GenerateOptions | None = None
+    ) -> Estimate:
+        words = sum(len(message.text.split()) for message in messages)
+        return Estimate(
+            words, (options or GenerateOptions()).max_new_tokens, measure_media(messages)
+        )
+
+    def load(self) -> Load:
+        return Load()
+
+    def close(self) -> None:
+        self.closed = True
 
     def novelty(self, study: Study) -> Novelty | None:
         return self.far

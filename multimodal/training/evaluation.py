@@ -252,7 +252,7 @@ def evaluate(model: Path, num_studies: int, num_dictations: int) -> dict[str, An
     """Everything the model card tells."""
     from tqdm import tqdm
 
-    backend = LocalBackend.load(model, device="cpu")
+    backend = LocalBackend.from_pretrained(model, device="cpu")
     seeing, blind = Scores(), Scores()
     for seed in tqdm(range(num_studies), desc="studies"):
         case = make_case(seed)

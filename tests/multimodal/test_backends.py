@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from encoders.errors import ModelNotFound
-from multimodal.backends import Finished, Token, Usage, collect, load_backend
+from encoders.errors import InvalidMessage, ModelNotFound
+from multimodal.backends import Finished, GenerateOptions, Token, Usage, collect, load_backend
 from multimodal.messages import user
 from tests import makers
 
@@ -45,3 +46,24 @@ def test_protocol_messages_and_prompts_load_nothing_heavy() -> None:
         text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"presence_penalty": 3.0}, "presence_penalty is 3.0"),
+        ({"frequency_penalty": -3.0}, "frequency_penalty is -3.0"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"json_schema": "[1]"}, "json_schema is .* a JSON object"),
+        ({"json_schema": "{"}, "json_schema is .* a JSON object"),
+        ({"queue_s": 0.0}, "queue_s is 0.0"),
+        ({"deadline_s": -1.0}, "deadline_s is -1.0"),
+        ({"choices": ("a", "b"), "json_schema": "{}"}, "exclude each other"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_its_name(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidMessage, match=words):
+        GenerateOptions(**options)

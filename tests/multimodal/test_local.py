@@ -320,7 +320,7 @@ def test_backend_names_the_hash_of_its_weights_and_its_view_profile(
     model, processor = tiny_composite
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    made = LocalBackend.load(tmp_path, device="cpu").capabilities()
+    made = LocalBackend.from_pretrained(tmp_path, device="cpu").capabilities()
     (weights,) = tmp_path.glob("*.safetensors")
     assert made.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert made.preprocessing == "view profile crossread-ct"

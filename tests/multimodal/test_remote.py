@@ -22,8 +22,15 @@ from encoders.errors import (
     TimedOut,
     Unreachable,
 )
-from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
-from multimodal.messages import Message, Text, user
+from multimodal.backends import (
+    Finished,
+    GenerateOptions,
+    Logprob,
+    Token,
+    collect,
+    load_backend,
+)
+from multimodal.messages import Image, Message, Text, user
 from multimodal.openai_server import Patience
 from multimodal.remote import RemoteBackend
 from tests.scripted_server import (
@@ -96,6 +103,41 @@ def test_options_and_the_conversation_are_sent(model_server: ScriptedServer) -> 
     wanted = {"model": "tiny", "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "seed": 3,
               "stop": ["x"], "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
     assert {k: v for k, v in body.items() if k != "messages"} == wanted
+
+
+def test_what_the_protocol_has_is_sent_and_the_rest_refused_by_name(
+    model_server: ScriptedServer,
+) -> None:
+    schema = '{"type": "object"}'
+    options = GenerateOptions(
+        presence_penalty=0.5, frequency_penalty=-0.5, json_schema=schema, logprobs=2
+    )
+    model_server.script = [says("yes", top={"yes": -0.1, "no": -2.0})]
+    events = list(RemoteBackend(model_server.url).generate([user("Agrees?")], options))
+    (body,) = model_server.seen
+    assert (body["presence_penalty"], body["frequency_penalty"]) == (0.5, -0.5)
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert events[0] == Token("yes", (Logprob("", 0.0, None, (("yes", -0.1), ("no", -2.0))),))
+    for name, value in {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2}.items():
+        with pytest.raises(InvalidOption, match=name):
+            ask(model_server, options=GenerateOptions(**{name: value}))
+
+
+def test_an_answer_past_its_deadline_ends_as_timeout(model_server: ScriptedServer) -> None:
+    model_server.script = [sends(piece("one"), piece(" two"), piece(" three"), DONE)]
+    done = ask(model_server, options=GenerateOptions(deadline_s=1e-6))
+    assert (done.text, done.reason) == ("one", "timeout")
+
+
+def test_a_prompt_is_guessed_from_its_letters_and_pictures(model_server: ScriptedServer) -> None:
+    from PIL import Image as PilImage
+
+    told = RemoteBackend(model_server.url).estimate(
+        [user("x" * 400, Image(PilImage.new("L", (9, 9))))], GenerateOptions(max_new_tokens=7)
+    )
+    assert (told.prompt_tokens, told.new_tokens) == (100 + 256, 7)
+    assert [s.pixels for s in told.media] == [81]
 
 
 def test_keep_alives_other_fields_and_a_missing_done_are_borne(
