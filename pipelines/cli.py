@@ -21,6 +21,8 @@ from pipelines import pacs
 if TYPE_CHECKING:
     from encoders.dicom import Series
     from multimodal.messages import Message, Part
+    from pipelines.ct_report import Case, CtReportPipeline
+    from pipelines.evidence import Reading
 
 EXIT_CODES = ((InputError, 3), (ModelError, 4), (RemoteError, 5))
 
@@ -46,6 +48,17 @@ AllowBurnedIn = Annotated[
         "--allow-burned-in", help="Read pictures that may show patient data as text; look first."
     ),
 ]
+Batch = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read every sub-folder, zip and tar of this folder, each with its report.txt; --out is"
+        " then a file that gets a JSON line each. Run again, it goes on where it was."
+    ),
+]
+Manifest = Annotated[
+    Path | None, typer.Option(help="CSV that names the studies of --batch and their reports.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Studies of --batch read at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 app.add_typer(pacs.app, name="pacs")
@@ -65,15 +78,22 @@ def _options(
 @app.command()
 def read(
     study: Annotated[
-        str, typer.Argument(help="DICOM file, folder, DICOMDIR, zip, tar or https://…/studies/UID.")
-    ],
+        str | None,
+        typer.Argument(help="DICOM file, folder, DICOMDIR, zip, tar or https://…/studies/UID."),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="The report's text; - for stdin.")] = None,
     report_from_study: Annotated[
         bool, typer.Option(help="Take the report from the study's own SR, PDF or CDA object.")
     ] = False,
     dictation: Annotated[Path | None, typer.Option(help="A recording of the report.")] = None,
     ask: Annotated[str | None, typer.Option(help="A question about the study.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for reading.json and .html.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for reading.json and .html; with --batch the file of results."),
+    ] = None,
+    batch: Batch = None,
+    manifest: Manifest = None,
+    workers: Workers = 1,
     dicom: Annotated[
         bool,
         typer.Option(
@@ -89,28 +109,35 @@ def read(
     as_json: AsJson = False,
 ) -> None:
     """Read a study with its report: what is there, and do the two agree?"""
-    from encoders.dicom.remote import on_disk
     from pipelines import pipeline
-    from pipelines.terminal import describe_reading
+    from pipelines.ct_report import Case
+    from pipelines.overnight import Terms, read_folder
+    from pipelines.terminal import describe_batch, describe_reading
 
     _hide_progress()
+    if batch is not None:
+        given = {"STUDY": study, "--report": report, "--dictation": dictation, "--dicom": dicom}
+        if refused := [name for name, value in given.items() if value]:
+            raise typer.BadParameter(f"--batch reads many studies: leave out {refused[0]}")
+        if out is None:
+            raise typer.BadParameter("--batch needs --out, the file that gets the results")
+        terms = Terms(ask, report_from_study, allow_burned_in, sparsity)
+        task = pipeline("ct-report", model, device=device, sparsity=sparsity)
+        done = read_folder(task, batch, out, manifest=manifest, terms=terms, workers=workers)
+        typer.echo(_json(done.to_dict()) if as_json else describe_batch(done))
+        if done.failed:
+            raise typer.Exit(EXIT_CODES[0][1])
+        return
+    if study is None or manifest or workers > 1:
+        raise typer.BadParameter("name a STUDY, or a folder of studies with --batch")
     if dicom and out is None:
         raise typer.BadParameter("--dicom needs --out, the folder to write into")
     words = _read_text(report) if report else None
     if out is not None:
         _make_folder(out)  # before the work, so that it is not lost
     task = pipeline("ct-report", model, device=device, sparsity=sparsity)
-    with on_disk(study) as (path, told):
-        reading = task(
-            path,
-            words,
-            dictation,
-            ask,
-            report_from_study=report_from_study,
-            allow_burned_in=allow_burned_in,
-        )
-        reading = replace(reading, warnings=(*told, *reading.warnings))
-        written = reading.to_dicom(path, out) if dicom and out else []
+    case = Case(study, words, dictation, ask, report_from_study, allow_burned_in)
+    reading, written = _read_one(task, case, out if dicom else None)
     typer.echo(reading.to_json() if as_json else describe_reading(reading))
     if out is not None:
         for name, text in (("json", reading.to_json()), ("html", reading.to_html())):
@@ -262,6 +289,21 @@ def main() -> None:
         raise SystemExit(code) from None
 
 
+def _read_one(
+    task: CtReportPipeline, case: Case, dicom_out: Path | None
+) -> tuple[Reading, list[Path]]:
+    """The reading of a study on disk or at an address, and the DICOM objects written of it."""
+    from encoders.dicom.remote import on_disk
+
+    with on_disk(str(case.study)) as (path, told):
+        reading = task(
+            path, case.report, case.dictation, case.question,
+            report_from_study=case.report_from_study, allow_burned_in=case.allow_burned_in,
+        )  # fmt: skip
+        reading = replace(reading, warnings=(*told, *reading.warnings))
+        return reading, reading.to_dicom(path, dicom_out) if dicom_out else []
+
+
 def _vouched(study: Path) -> Series:
     from encoders.dicom import let_through, scan
 
@@ -307,16 +349,11 @@ def _hide_progress() -> None:
 
 
 def _read_text(path: Path) -> str:
-    name = "the report on stdin" if str(path) == "-" else f"report {path.name!r}"
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        return data.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise MissingInput(f"{name} does not exist; check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text; save it as plain text") from error
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}") from error
+    from pipelines.casebook import decoded, read_report
+
+    if str(path) == "-":
+        return decoded(sys.stdin.buffer.read(), "the report on stdin")
+    return read_report(path)
 
 
 def _make_folder(out: Path) -> None:

@@ -214,7 +214,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
         tuple(findings), tuple(points), agreement, answer, all_evidence(findings, points),
         tuple(session.warnings), volume.info.to_dict(), report, transcript,
         backend.capabilities().name, total_usage(session.spent), session.timings_s,
-        provenance=_provenance(backend), key_slices=pictures,
+        provenance=provenance(backend), key_slices=pictures,
         report_source=" and ".join(s for s in (typed.source, "dictation" if transcript else "") if s),
     )  # fmt: skip
 
@@ -224,7 +224,8 @@ def _joined(*texts: str | None) -> str | None:
     return "\n\n".join(text.strip() for text in texts if text and text.strip()) or None
 
 
-def _provenance(backend: Backend) -> dict[str, str]:
+def provenance(backend: Backend) -> dict[str, str]:
+    """What makes a reading: weights, preprocessing and version."""
     from importlib.metadata import PackageNotFoundError, version
 
     made = backend.capabilities()

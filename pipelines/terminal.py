@@ -14,6 +14,7 @@ from encoders.features import Problem
 if TYPE_CHECKING:
     from encoders.dicom import Exported
     from pipelines.evidence import Discrepancy, Finding, Reading
+    from pipelines.overnight import Summary
 
 _WIDTH = 96
 
@@ -111,6 +112,24 @@ def _wrapped(start: str, text: str, hang: int | None = None) -> list[str]:
     return textwrap.wrap(
         text, _WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False
     ) or [start.rstrip()]
+
+
+def describe_batch(done: Summary) -> str:
+    """What became of a folder of studies."""
+    lines = [f"{_counted(done.studies, 'study', 'studies')}: {done.read} read now"]
+    if done.done_before:
+        lines[0] += f", {done.done_before} before"
+    lines += [f"  {count} {word}" for word, count in sorted(done.agreement.items())]
+    if done.failed:
+        lines.append(f"  {done.failed} could not be read; their lines say why")
+    if done.ignored_files:
+        files = _counted(done.ignored_files, "file", "files")
+        lines.append(f"  {files} beside the studies belong to none and were left alone")
+    return "\n".join(lines)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def describe_study(found: Mapping[str, Any]) -> str:
