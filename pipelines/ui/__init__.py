@@ -10,6 +10,7 @@ from pipelines.ui.playground import build_playground
 from pipelines.ui.reading_room import CSS as READING_ROOM_CSS
 from pipelines.ui.reading_room import build_reading_room
 from pipelines.ui.uploads import KEEP_S
+from pipelines.ui.viewer import routes
 from pipelines.ui.words import languages, say
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": theme, "css": READING_ROOM_CSS + PLAYGROUND_CSS, "head": _POLICY,
         "footer_links": [], "max_file_size": MAX_UPLOAD, "i18n": languages(),
+        "app_kwargs": {"routes": routes()},
     }  # fmt: skip
 
 
