@@ -307,3 +307,11 @@ def test_no_file_holds_a_path_of_one_machine():
         for found in machine.finditer(text)
     ]
     assert not wrong
+
+
+def test_no_link_is_tracked():
+    """A worktree's link to the shared .venv was merged twice; each time it replaced the directory."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
