@@ -36,7 +36,7 @@ from pipelines.evidence import (
     locate,
     spoken_of,
 )
-from pipelines.session import Session
+from pipelines.session import ABSTAINS, Session, Step, kept
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
@@ -44,13 +44,12 @@ if TYPE_CHECKING:
     from pipelines.dictation import Recording
 
     Input = str | Path | Volume
-    Progress = Finding | Discrepancy | Token | Reading
+    Progress = Step | Finding | Discrepancy | Token | Reading
 
 _SENTENCE_VERDICTS = (
     prompts.AGREES, "omission", "insertion", "direction", "size", "unit", "typo",
 )  # fmt: skip
 _OMISSION_VERDICTS = (prompts.NOTHING_OMITTED, "omission")
-_ABSTAINS = "The study is outside what this model was validated on; it gives no answer."
 MIN_SLICES = 8  # fewer show no chest
 _SURE = 0.9  # less is told as a finding, but no report is blamed for leaving it out
 _MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
@@ -120,8 +119,8 @@ class CtReportPipeline:
             question: anything else to ask of the study.
             report_from_study: take the report from the study's own SR, PDF or CDA object instead.
             allow_burned_in: read pictures that may show text about the patient; look first.
-            stream: give findings, discrepancies and the answer's tokens as they are made, the
-                `Reading` last.
+            stream: give steps of the work, findings, discrepancies and the answer's tokens as
+                they are made, the `Reading` last; closing it stops the work.
 
         Raises:
             BurnedInText: the pictures may show patient data and nobody vouches for them.
@@ -172,6 +171,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     from encoders.dicom.remote import on_disk
 
     started = time.perf_counter()
+    yield Step("read")
     with on_disk(case.study) as (study, told):
         opened = _open(study, case.allow_burned_in)
         volume, typed = opened.volume, _typed_report(case, opened)
@@ -179,11 +179,13 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     session = Session(backend, volume, problems, {"read": time.perf_counter() - started})
     transcript = None
     if case.dictation is not None:
+        yield Step("dictation")
         with session.stage("dictation"):
             heard = DictationPipeline(backend).transcribe(case.dictation)
         transcript = heard.text
         session.spent += heard.spent
     report = _joined(typed.text, transcript)
+    yield Step("look")
     with session.stage("look"):
         seen = session.ask(prompts.LIST_FINDINGS, ground=True)
         session.warnings += [p for p in seen.problems if p not in session.warnings]
@@ -193,20 +195,18 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     findings: list[Finding] = []
     points: list[Discrepancy] = []
     with session.stage("findings"):
-        for finding in _findings(session, seen) if away is None else ():
-            findings.append(finding)
-            yield finding
+        yield from kept(_findings(session, seen) if away is None else iter(()), findings)
     agreement: Agreement = "abstained"
     if away is None:
         with session.stage("review"):
-            for point in _review(session, report, seen.regions, findings):
-                points.append(point)
-                yield point
+            yield from kept(_review(session, report, seen.regions, findings), points)
         agreement = _agreement(report, points, session.warnings)
-    answer = _ABSTAINS if case.question and away is not None else None
+    answer = ABSTAINS if case.question and away is not None else None
     if case.question and away is None:
+        yield Step("answer")
         with session.stage("answer"):
             answer = yield from session.tell(case.question)
+    yield Step("pictures")
     with session.stage("pictures"):
         pictures = _key_slices(volume, findings, points)
     session.timings_s["total"] = time.perf_counter() - started
@@ -325,7 +325,7 @@ def _out_of_range(session: Session) -> Problem | None:
     )
 
 
-def _findings(session: Session, seen: Finished) -> Iterator[Finding]:
+def _findings(session: Session, seen: Finished) -> Iterator[Step | Finding]:
     """What is there: asked one by one where the model knows its findings, else from its list."""
     known = session.backend.capabilities().findings
     if not known:
@@ -336,21 +336,20 @@ def _findings(session: Session, seen: Finished) -> Iterator[Finding]:
             yield _finding(session, named, None, seen.regions)
         return
     sized = {f.name for f in prompts.parse_findings(seen.text) if f.size_mm is not None}
-    sides: tuple[prompts.Side | None, ...]
-    for name, sided in known:
-        sides = ("right", "left") if sided else (None,)
-        for side in sides:
-            probability = session.ask(
-                prompts.ask_presence(name, side), choices=("yes", "no")
-            ).choices["yes"]
-            if probability < 0.5:
-                continue
-            size = None
-            if name in sized or name == "nodule":
-                answer = session.ask(prompts.ask_size(name, side), tokens=8).text
-                size = prompts.parse_size_mm(answer)
-            named = prompts.NamedFinding(name, side, size)
-            yield _finding(session, named, probability, seen.regions)
+    sides: dict[bool, tuple[prompts.Side | None, ...]] = {True: ("right", "left"), False: (None,)}
+    asked = [(name, side) for name, sided in known for side in sides[sided]]
+    for number, (name, side) in enumerate(asked):
+        yield Step("findings", number, len(asked))
+        prompt = prompts.ask_presence(name, side)
+        probability = session.ask(prompt, choices=("yes", "no")).choices["yes"]
+        if probability < 0.5:
+            continue
+        size = None
+        if name in sized or name == "nodule":
+            answer = session.ask(prompts.ask_size(name, side), tokens=8).text
+            size = prompts.parse_size_mm(answer)
+        named = prompts.NamedFinding(name, side, size)
+        yield _finding(session, named, probability, seen.regions)
 
 
 def _finding(
@@ -372,7 +371,7 @@ def _review(
     report: str | None,
     regions: tuple[Region, ...],
     findings: Sequence[Finding],
-) -> Iterator[Discrepancy]:
+) -> Iterator[Step | Discrepancy]:
     """Every sentence judged alone; then what the report, so corrected, still leaves out."""
     sentences = prompts.split_sentences(report) if report else []
     if report and not sentences:
@@ -383,6 +382,7 @@ def _review(
         session.warnings.append(Problem("NO_STATEMENT", message))
     kept = []
     for number, sentence in enumerate(sentences, 1):
+        yield Step("review", number - 1, len(sentences))
         prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
         found = _judge(session, prompt, _SENTENCE_VERDICTS, f"sentence {number}")
         if found is None:
@@ -396,6 +396,7 @@ def _review(
         proof = (*proof, Evidence("text", sentence=sentence))
         yield Discrepancy(kind, sentence, correction, probability, proof)
     if sentences:
+        yield Step("review", len(sentences), len(sentences))
         kept = yield from _omissions(session, kept, regions)
         yield from _unspoken(session, findings, [*sentences, *kept])
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from encoders.features import Problem
 from multimodal import prompts
@@ -15,6 +15,27 @@ from multimodal.messages import Message, Study, Text, user
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
+    from pipelines.evidence import Reading
+
+Found = TypeVar("Found")
+ABSTAINS = "The study is outside what this model was validated on; it gives no answer."
+
+
+@dataclass(frozen=True)
+class Step:
+    """A piece of work begins: how many of the stage's are done, `total` 0 where nobody knows."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+def kept(events: Iterator[Step | Found], found: list[Found]) -> Iterator[Step | Found]:
+    """Everything passes; what is no step is kept."""
+    for event in events:
+        if not isinstance(event, Step):
+            found.append(event)
+        yield event
 
 
 @dataclass
@@ -41,14 +62,14 @@ class Session:
     ) -> Finished:
         """One question about the study, in a conversation of its own."""
         options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
-        finished = collect(self.backend.generate(self._told(prompt), options))
+        finished = collect(self.backend.generate(self.told(prompt), options))
         self.spent.append(finished.usage)
         return finished
 
     def tell(self, question: str) -> Generator[Token, None, str]:
         """The answer's tokens as they are made; returns its text."""
         text = ""
-        for event in self.backend.generate(self._told(question)):
+        for event in self.backend.generate(self.told(question)):
             if isinstance(event, Finished):
                 self.spent.append(event.usage)
                 text = event.text
@@ -56,9 +77,23 @@ class Session:
                 yield event
         return text
 
-    def _told(self, words: str) -> list[Message]:
-        """The question, and how to answer for a model that was not trained on our questions."""
+    def told(self, words: str) -> list[Message]:
+        """The question as messages, and how to answer for a model that was not trained on our questions."""
         asked = [user(Study(self.volume), words)]
         if self.backend.capabilities().knows_forms:
             return asked
         return [Message("system", (Text(prompts.FORMS),)), *asked]
+
+
+def follow_up(
+    backend: Backend, volume: Volume, reading: Reading, question: str
+) -> Iterator[Token | Finished]:
+    """Ask on about a study that was read; what was encoded for the reading is not encoded again.
+
+    Of a study out of range it tells that it gives no answer.
+    """
+    if reading.out_of_range:
+        yield Token(ABSTAINS)
+        yield Finished(ABSTAINS, "stop", Usage(0, 0, 0))
+        return
+    yield from backend.generate(Session(backend, volume).told(question))
