@@ -87,6 +87,10 @@ class IncompatibleModel(ModelError):
     """A model was found but lacks what the task needs."""
 
 
+class ModelUnavailable(ModelError):
+    """The process that runs a model is being started, or just ended."""
+
+
 class ContextOverflow(ModelError):
     """The prompt is longer than the model's context."""
 

@@ -1,0 +1,168 @@
+"""A backend in its own process: same events, and what happens when that process dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+from encoders.errors import InvalidMessage, ModelError, ModelNotFound, ModelUnavailable
+from multimodal.backends import Estimate, Finished, Load, Token, Usage, collect
+from multimodal.messages import Study, user
+from multimodal.process import BackendProcess
+from tests import makers
+
+WAIT_S = 60
+
+
+@dataclass
+class Scripted(makers.FakeBackend):
+    """Does what the prompt's first word says; made in the child. Counts prompts that were closed."""
+
+    def __post_init__(self) -> None:
+        self.closed_prompts: dict[str, float] = {}
+
+    def generate(self, messages: Any, options: Any = None) -> Iterator[Token | Finished]:
+        match messages[-1].text.split()[0]:
+            case "refuse":
+                raise InvalidMessage("part 3 is no picture")
+            case "break":
+                raise RuntimeError("patient Zebra")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "endless":
+                return self._endless(messages[-1].text)
+        return super().generate(messages, options)
+
+    def _endless(self, prompt: str) -> Iterator[Token | Finished]:
+        try:
+            while True:
+                yield Token("more ")
+                time.sleep(0.01)
+        finally:
+            self.closed_prompts[prompt] = 1
+
+    def load(self) -> Load:
+        return Load(running=1, counters=dict(self.closed_prompts))
+
+
+def _fails() -> Any:
+    raise ModelNotFound("no model at 'nowhere'")
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[BackendProcess]:
+    answers = {"nodule": "right nodule"}
+    process = BackendProcess(partial(Scripted, answers=answers))
+    yield process
+    process.close()
+
+
+def until(true: Any) -> None:
+    """Wait for a condition, with a deadline."""
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def test_calls_give_what_the_backend_itself_gives(process: BackendProcess) -> None:
+    alone = Scripted(answers={"nodule": "right nodule"})
+    asked = [user("a nodule ?")]
+    assert list(process.generate(asked)) == list(alone.generate(asked))
+    assert process.capabilities() == alone.capabilities()
+    assert process.estimate(asked) == alone.estimate(asked) == Estimate(3, 256)
+    assert process.novelty(Study(None)) == makers.NEAR  # type: ignore[arg-type]
+    assert process.pid != os.getpid()
+    until(lambda: process.load().running == 1)
+
+
+def test_an_error_of_one_request_crosses_and_hurts_no_other(process: BackendProcess) -> None:
+    other = process.generate([user("endless")])
+    assert next(other) == Token("more ")
+    with pytest.raises(InvalidMessage, match="part 3 is no picture"):
+        collect(process.generate([user("refuse")]))
+    with pytest.raises(ModelError, match="RuntimeError") as failed:
+        collect(process.generate([user("break")]))
+    assert "Zebra" not in str(failed.value)
+    assert next(other) == Token("more ")
+    other.close()
+
+
+def test_closing_an_answer_cancels_it_in_the_child_even_from_another_thread(
+    process: BackendProcess,
+) -> None:
+    stream = process.generate([user("endless closed")])
+    seen: list[Any] = []
+    reader = threading.Thread(target=lambda: seen.extend(stream))
+    reader.start()
+    until(lambda: seen)
+    stream.close()
+    reader.join(WAIT_S)
+    assert not reader.is_alive()
+    until(lambda: "endless closed" in process.load().counters)
+
+
+def test_a_dropped_answer_is_cancelled(process: BackendProcess) -> None:
+    next(process.generate([user("endless dropped")]))
+    until(lambda: "endless dropped" in process.load().counters)
+
+
+def test_when_the_process_is_killed_everyone_waiting_is_told_and_it_comes_back() -> None:
+    process = BackendProcess(Scripted)
+    streams = [process.generate([user("endless")]) for _ in range(5)]
+    for stream in streams:
+        assert next(stream) == Token("more ")
+    assert process.pid is not None
+    first = process.pid
+    os.kill(first, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(ModelUnavailable, match="started again"):
+            collect(stream)
+    until(lambda: process.restarts == 1)
+    process.wait_ready(WAIT_S)
+    assert process.alive
+    assert process.pid != first
+    assert collect(process.generate([user("list")])).text == "no findings"
+    with pytest.raises(ModelUnavailable, match="started again"):  # a request that kills it
+        collect(process.generate([user("die")]))
+    process.close()
+    assert not process.alive
+
+
+def test_a_process_that_stands_still_is_not_alive() -> None:
+    process = BackendProcess(Scripted, silent_s=1.0)
+    until(lambda: process.load().running == 1)
+    assert process.alive
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    until(lambda: not process.alive)
+    os.kill(process.pid, signal.SIGCONT)
+    until(lambda: process.alive)
+    process.close()
+
+
+def test_requests_under_way_end_as_cancelled_when_it_is_closed() -> None:
+    process = BackendProcess(Scripted)
+    stream = process.generate([user("endless")])
+    next(stream)
+    process.close()
+    assert collect(stream) == Finished("", "cancelled", Usage(0, 0, 0))
+    with pytest.raises(ModelUnavailable):
+        process.generate([user("list")])
+
+
+def test_a_model_that_cannot_be_loaded_is_told_at_once_and_not_tried_again() -> None:
+    with pytest.raises(ModelNotFound, match="nowhere"):
+        BackendProcess(_fails)
+    process = BackendProcess(_fails, wait=False)
+    with pytest.raises(ModelNotFound, match="nowhere"):
+        process.wait_ready(WAIT_S)
+    assert process.restarts == 0
