@@ -55,7 +55,8 @@ def j2k_shape(data: bytes) -> Shape:
     """From SIZ (ISO 15444-1 A.5.1); the tile parts must reach to the end marker.
 
     Raises:
-        Malformed: no SIZ, or a tile part (Psot) that leads beyond the data or astray.
+        Malformed: no SIZ, subsampled components (decoders stretch them without a word), or a tile
+            part (Psot) that leads beyond the data or astray.
     """
     if data[4:8] == b"jP  ":  # a JP2 file instead of the bare codestream: tolerated by decoders
         start = data.find(b"\xff\x4f\xff\x51")
@@ -64,6 +65,9 @@ def j2k_shape(data: bytes) -> Shape:
         raise Malformed("does not begin with the JPEG 2000 markers SOC and SIZ")
     x1, y1, x0, y0 = (_number(data, at, 4) for at in (8, 12, 16, 20))
     shape = Shape(y1 - y0, x1 - x0, _number(data, 40, 2), (data[42] & 0x7F) + 1)
+    components = data[42 : 42 + 3 * shape.samples]
+    if any(step != 1 for step in components[1::3] + components[2::3]):  # XRsiz, YRsiz
+        raise Malformed("has fewer samples than pixels, which DICOM does not allow")  # PS3.5 8.2.4
     _walk_tile_parts(data)
     return shape
 

@@ -82,7 +82,7 @@ class Job:
 def decode_frame(job: Job, codestream: bytes) -> Decoded:
     """One frame, `[rows, columns]` or `[rows, columns, samples]`, and its photometric meaning.
 
-    In this process: for what cannot hang. Raises whatever the decoder does.
+    In this process, which a broken codestream may hang or end; raises whatever the decoder does.
     """
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -101,24 +101,19 @@ def decode_frame(job: Job, codestream: bytes) -> Decoded:
         "correct_unused_bits": False,  # done by the caller, for native pixels too
     }
     source, plugin = encapsulate([codestream], has_bot=False), PLUGINS[job.syntax]
-    try:
-        array, meta = get_decoder(job.syntax).as_array(
-            source, index=0, raw=True, decoding_plugin=plugin, **options
-        )
-    except BaseException as error:  # a panic of Rust code is no Exception; the rest goes on
-        if type(error).__name__ != "PanicException":
-            raise
-        raise Malformed("makes its decoder panic") from None
+    array, meta = get_decoder(job.syntax).as_array(
+        source, index=0, raw=True, decoding_plugin=plugin, **options
+    )
     return array, str(meta.get("photometric_interpretation", job.photometric))
 
 
 def submit(job: Job, codestream: bytes) -> Future[Decoded]:
     """`decode_frame` in another process; the future raises `Malformed` where it failed there.
 
-    The limit is one of CPU time, so that a busy machine refuses nothing: 2 s and 0.5 s for each
+    The limit is one of CPU time, so that a busy machine refuses nothing: 1 s and 0.5 s for each
     MiB of the frame, some fifty times what is usual.
     """
-    limit_s = 2 + 0.5 * job.num_bytes / 2**20
+    limit_s = 1 + 0.5 * job.num_bytes / 2**20
     return _pool().threads.submit(_pool().decode, job, codestream, limit_s)
 
 
@@ -239,7 +234,9 @@ def serve() -> None:
         _limit_time(limit_s)
         try:
             array, photometric = decode_frame(job, codestream)
-        except Exception as error:  # whatever a codec raises is told to the parent by its kind
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # all a codec raises, a panic of Rust code too: by its kind
             _limit_time(0)
             _send(sink, {"error": type(error).__name__}, b"")
             continue

@@ -7,7 +7,7 @@ after the modality transformation (HU for CT); a model's own windows are in `vie
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -147,8 +147,16 @@ def voi_of(volume: Volume, robust: bool | None = None) -> Voi:
 
 
 def unit_of(volume: Volume, voi: Voi, index: int | slice = slice(None)) -> np.ndarray:
-    """Slices of a volume as float32 0..1, 1 the brightest; padding is black, inverted or not."""
+    """Slices of a volume as float32 0..1, 1 the brightest; padding is black, inverted or not.
+
+    Where slices have windows of their own, the header's first choice is that of each.
+    """
     unit = volume.display.unit(volume.voxels[index], voi)
+    if volume.displays and volume.display.vois[:1] == (voi,):
+        numbers = np.atleast_1d(np.arange(len(volume.voxels))[index])
+        images = unit if unit.ndim == volume.voxels.ndim else unit[None]
+        for image, k in zip(images, numbers.tolist(), strict=True):
+            image[...] = volume.displays[k].unit(volume.voxels[k])
     if volume.padding is not None:
         unit[volume.padding[index]] = 0
     return unit
@@ -238,6 +246,17 @@ def display_of(header: Any, frame: int | None = None) -> Display:
         words = "the VOI attributes (0028,1050) to (0028,3010) are broken; none is used"
         return Display((), inverted, (Problem("BAD_DISPLAY", words), *overlays))
     return Display(vois, inverted, (*problems, *overlays))
+
+
+@lru_cache(maxsize=64)  # the slices of a series give the same
+def display_of_plain(photometric: str, shown: tuple[str, ...]) -> Display:
+    """`display_of` for a slice that has no tables and no overlays, as its scan tells (`Stored`)."""
+    names = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction",
+             "PresentationLUTShape")  # fmt: skip
+    header: dict[str, Any] = {"PhotometricInterpretation": photometric}
+    for name, value in zip(names, shown, strict=True):
+        header[name] = value.split("\\") if "\\" in value else value
+    return display_of(header)
 
 
 def _inverted(header: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from encoders.dicom.header import SliceFile, normal_of
+from encoders.dicom.header import SliceFile, Vector
 from encoders.features import Problem
 
 GapKind = Literal["single", "regular", "jitter", "missing", "blocks", "irregular"]
@@ -168,3 +168,19 @@ def _report_shifts(
     if off > pixel / 2:
         message = f"slices lie up to {off:.1f} mm beside the line through the first ones"
         problems.append(Problem("SHIFTED_SLICES", message))
+
+
+def normal_of(orientation: Vector) -> np.ndarray:
+    """Unit normal of a slice: row direction cross column direction (PS3.3 C.7.6.2.1.1)."""
+    normal = np.cross(orientation[:3], orientation[3:])
+    return normal / (np.linalg.norm(normal) or 1.0)
+
+
+def plane_of(orientation: Vector | None) -> str:
+    """The plane a slice lies in; oblique from 45 degrees between two of them."""
+    if orientation is None:
+        return ""
+    weight = np.abs(normal_of(orientation))
+    return (
+        ("sagittal", "coronal", "axial")[int(weight.argmax())] if weight.max() > 0.8 else "oblique"
+    )

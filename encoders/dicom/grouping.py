@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from encoders.dicom.header import SliceFile, Traits, Vector, normal_of
+from encoders.dicom.geometry import normal_of
+from encoders.dicom.header import SliceFile, Traits, Vector
 from encoders.features import Problem
 
 SAME_DIRECTION = 0.01  # difference of direction cosines: half a degree
@@ -52,7 +53,7 @@ def _hard_key(file: SliceFile) -> Hashable:
     return (
         file.series_uid or file.study_uid, file.series_number, file.sop_class, file.kind,
         file.rows, file.columns, file.stored.samples, file.frame_of_reference, file.kernel,
-        file.echo,
+        file.echo, file.stored.photometric == "MONOCHROME1",
     )  # fmt: skip
 
 

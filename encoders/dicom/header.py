@@ -17,8 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from encoders.dicom import tags, vocabulary
 from encoders.dicom.burned_in import BurnedIn, burned_in_risk
 from encoders.dicom.elements import Elements, Flaw, Tree, Values, read_elements, text
@@ -37,6 +35,7 @@ from encoders.features import Problem
 Vector = tuple[float, ...]
 MAX_MM = 1e6  # no patient lies farther from the origin
 MAX_FRAMES = 100_000
+MAX_DESCRIBED = 25_000  # frames with attributes of their own
 
 
 class Traits(NamedTuple):
@@ -67,7 +66,8 @@ class Stored:
     """How and where the pixels of a file are stored (PS3.3 C.7.6.3, PS3.5 8).
 
     `offset` and `length` are those of the value in the file; length -1 if encapsulated, offset 0
-    where the data set is deflated. `plain` values need no more than slope and intercept.
+    where the data set is deflated. `plain` values need no more than slope and intercept, and `shown` to
+    be looked at.
     """
 
     syntax: str = ""
@@ -82,6 +82,9 @@ class Stored:
     photometric: str = ""
     plain: bool = True
     lossy: bool = False  # Lossy Image Compression (0028,2110)
+    padding: tuple[int, int] | None = None  # stored values (0028,0120) and (0028,0121)
+    units: str = ""  # of PET and NM (0054,1001)
+    shown: tuple[str, ...] = ()  # window centres, widths, names, function; LUT shape
 
 
 @dataclass(frozen=True)
@@ -320,9 +323,34 @@ def _stored(values: Values, found: Elements) -> Stored:
         found.syntax, offset, length, frames, values.unsigned(tags.SAMPLES, 1), bits, used,
         values.unsigned(tags.HIGH_BIT, used - 1), values.unsigned(tags.SIGNED) == 1,
         values.text(tags.PHOTOMETRIC),
-        tags.MODALITY_LUT not in values.tree and tags.PHILIPS_SCALE not in values.tree,
+        values.tree.keys().isdisjoint(_NOT_PLAIN) and all(values.tree.get(t) for t in _NEEDED),
         values.text(tags.LOSSY) == "01",
+        _padding(values), values.text(tags.UNITS), tuple(text(values.tree.get(t)) for t in _SHOWN),
     )  # fmt: skip
+
+
+_SHOWN = (
+    tags.WINDOW_CENTER,
+    tags.WINDOW_WIDTH,
+    tags.WINDOW_NAMES,
+    tags.WINDOW_FUNCTION,
+    tags.LUT_SHAPE,
+)
+_NEEDED = (tags.BITS_STORED, tags.SIGNED)
+_NOT_PLAIN = (tags.MODALITY_LUT, tags.PHILIPS_SCALE, tags.VOI_LUT, *tags.OVERLAYS)
+
+
+def _padding(values: Values) -> tuple[int, int] | None:
+    """Two stored values; of signed pixels also where they are written as unsigned ones."""
+    signed = values.unsigned(tags.SIGNED) == 1
+    ends = []
+    for tag in (tags.PADDING, tags.PADDING_LIMIT):
+        raw = values.tree.get(tag)
+        if isinstance(raw, bytes) and len(raw) in (2, 4):
+            ends.append(int.from_bytes(raw, values.order, signed=signed))
+        elif tag == tags.PADDING:
+            return None
+    return min(ends), max(ends)
 
 
 def _frames(values: Values, whole: SliceFile) -> tuple[list[SliceFile], list[Problem]]:
@@ -330,6 +358,8 @@ def _frames(values: Values, whole: SliceFile) -> tuple[list[SliceFile], list[Pro
     groups = values.items(tags.FRAME_GROUPS)
     if not groups:
         return [whole], []
+    if len(groups) > MAX_DESCRIBED:
+        raise Flaw(f"describes {len(groups)} frames (5200,9230)")
     problems = []
     if len(groups) != whole.stored.frames:
         words = f"{whole.stored.frames} frames declared, {len(groups)} described"
@@ -451,19 +481,3 @@ def _info(values: Values, rows: int, columns: int) -> SeriesInfo:
         patient_position=vocabulary.patient_position(values.text(tags.PATIENT_POSITION)),
         rows=rows, columns=columns,
     )  # fmt: skip
-
-
-def normal_of(orientation: Vector) -> np.ndarray:
-    """Unit normal of a slice: row direction cross column direction (PS3.3 C.7.6.2.1.1)."""
-    normal = np.cross(orientation[:3], orientation[3:])
-    return normal / (np.linalg.norm(normal) or 1.0)
-
-
-def plane_of(orientation: Vector | None) -> str:
-    """The plane a slice lies in; oblique from 45 degrees between two of them."""
-    if orientation is None:
-        return ""
-    weight = np.abs(normal_of(orientation))
-    return (
-        ("sagittal", "coronal", "axial")[int(weight.argmax())] if weight.max() > 0.8 else "oblique"
-    )

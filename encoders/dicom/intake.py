@@ -108,8 +108,8 @@ def read_start(origin: Origin, size: int) -> bytes:
         return origin[:size]
     if isinstance(origin, Packed):
         return origin.read_start(size)
-    with origin.open("rb", buffering=0) as file:
-        return file.read(size) or b""
+    with origin.open("rb") as file:
+        return file.read(size)
 
 
 def members(path: Path, problems: list[Problem]) -> Iterator[Member]:

@@ -19,7 +19,7 @@ from encoders.dicom.gate import let_through
 from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
-from encoders.dicom.pixels import Pixels, read_pixels
+from encoders.dicom.pixels import Pixels, read_pixels, require_plausible
 from encoders.dicom.series import Series, scan
 from encoders.dicom.views import ViewProfile, Views, make_views
 from encoders.dicom.volume import Volume, load_volume
@@ -160,6 +160,9 @@ def load_pictures(series: Series, limit: int = 16, *, overlays: bool = False) ->
     """
     frames = [(i, f, k) for i, f in enumerate(series.files) for k in _frames_of(f)]
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(limit, len(frames))).round().astype(int))
+    require_plausible(
+        series.files, sum(3 * f.rows * f.columns for _, f, _ in (frames[k] for k in chosen))
+    )
     pictures, failed = [], []
     for index, file, frame in (frames[k] for k in chosen):
         try:

@@ -28,17 +28,17 @@ from encoders.dicom.decoder import (
     Decoded,
     Hung,
     Job,
-    decode_frame,
     submit,
 )
 from encoders.dicom.display import OVERLAY_GROUPS
 from encoders.dicom.elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from encoders.dicom.header import SliceFile, quiet_pydicom
-from encoders.errors import InputError, UnreadableFile, UnsupportedTransferSyntax
+from encoders.dicom.intake import Origin
+from encoders.errors import InputError, InvalidPixels, UnreadableFile, UnsupportedTransferSyntax
 
-MAX_FRAME_BYTES = 512 * 2**20
+MAX_FRAME_BYTES = 128 * 2**20  # 8192 x 8192 of 16 bits; the largest detectors have a quarter of it
 MAX_FILE_BYTES = 4 * 2**30
-MAX_INFLATE_RATIO = 200  # beyond 64 MiB; a real image deflates to a half or a quarter
+MAX_RATIO = 200  # beyond 64 MiB or more; a real image is compressed to a tenth at the least
 MAX_HUNG = 2  # codestreams of one series that may use up their time before the rest is left out
 _NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag (7FE0,0010), little endian
@@ -48,8 +48,7 @@ _KEYWORDS = (
     *_PIXEL_KEYWORDS, "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation",
     "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept",
-    "RescaleType", "ModalityLUTSequence", "Units",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     # what display.py reads of a header
     "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction",
     "VOILUTSequence", "PresentationLUTShape", "PerFrameFunctionalGroupsSequence",
@@ -65,7 +64,7 @@ class Pixels:
     Attributes:
         stored: `[rows, columns]` or `[rows, columns, samples]`, junk bits gone, sign extended.
         header: the few attributes that give pixels a meaning (a pydicom `Dataset`), no pixels;
-            empty after the first of several where `SliceFile.stored` says all that is needed.
+            empty where `SliceFile.stored` says all that is needed.
         photometric: what the samples mean now (0028,0004); decoders may turn YBR into RGB.
         bits: how many bits of a value are used (0028,0101).
         syntax: the transfer syntax they were stored in.
@@ -122,7 +121,7 @@ def iter_pixels(files: Sequence[SliceFile]) -> Iterator[Pixels | InputError]:
     hung = 0
     for file in files:
         if file.source is not source:
-            step = _open if source is None or not _is_simple(file) else _open_simple
+            step = _open_simple if _is_simple(file) else _open
             source, opened = file.source, _attempt(file.name, partial(step, file))
         if hung >= MAX_HUNG:
             opened = UnreadableFile(f"{file.name!r} left out: {hung} slices before it hung")
@@ -184,6 +183,7 @@ def _is_simple(file: SliceFile) -> bool:
         and (stored.syntax in (IMPLICIT, EXPLICIT) or (stored.syntax in PLUGINS and stored.frames == 1))
         and stored.bits_allocated in (8, 16, 32)
         and 1 <= stored.bits_stored <= stored.high_bit + 1 <= stored.bits_allocated
+        and stored.photometric in ("MONOCHROME1", "MONOCHROME2")
         and stored.samples == 1
         and stored.offset > 12
         and not file.prefix
@@ -194,10 +194,10 @@ def _open_simple(file: SliceFile) -> _Opened:
     """`_open` without reading the header again: many times as fast."""
     stored, syntax = file.stored, file.stored.syntax
     assert isinstance(file.source, Path)
-    with file.source.open("rb", buffering=0) as stream:
+    with file.source.open("rb") as stream:
         stream.seek(stored.offset - 12)
-        element = stream.read(12) or b""
-        data = stream.read(stored.length) or b""  # to the end where the length is undefined
+        element = stream.read(12)
+        data = stream.read(stored.length)  # to the end where the length is undefined
     tag = element[4:8] if syntax == IMPLICIT else element[:4]
     if tag != _PIXEL_DATA or int.from_bytes(element[8:], "little") != stored.length % 2**32:
         return _open(file)  # another element than Pixel Data, or the file has changed since
@@ -213,6 +213,27 @@ def _open_simple(file: SliceFile) -> _Opened:
         data = _native_bytes(data, job, stored.frames, file.name)
     kind = "i" if stored.signed else "u"
     return _Opened(file.name, {}, job, stored.frames, stored.high_bit, kind, data, codestreams)
+
+
+def require_plausible(files: Sequence[SliceFile], num_bytes: int) -> None:
+    """Refuse what would take far more memory than its files ever held, before it is decoded.
+
+    Raises:
+        InvalidPixels: it is more than 128 MiB and 200 times the files.
+    """
+    if num_bytes <= MAX_FRAME_BYTES:
+        return
+    held = sum(_size_of(source) for source in {id(f.source): f.source for f in files}.values())
+    if num_bytes > MAX_RATIO * held:
+        raise InvalidPixels(
+            f"{held / 2**20:.1f} MiB of files declare {num_bytes / 2**20:.0f} MiB of pixels; refused"
+        )
+
+
+def _size_of(source: Origin) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return len(source) if isinstance(source, bytes) else source.size
 
 
 def _require_small(job: Job, name: str) -> None:
@@ -283,7 +304,7 @@ def inflate(data: bytes) -> bytes:
     Raises:
         UnreadableFile: it would be more, or it is cut short.
     """
-    limit = max(64 * 2**20, MAX_INFLATE_RATIO * len(data))
+    limit = max(64 * 2**20, MAX_RATIO * len(data))
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     out = stream.decompress(data, min(limit, MAX_FILE_BYTES))
     if stream.unconsumed_tail:
@@ -302,18 +323,20 @@ def _layout(header: Any, keyword: str, syntax: str, name: str) -> tuple[Job, int
         value = header.get(attribute)
         value = default if value in (None, "") else value
         if value is None or isinstance(value, list) or not low <= int(value) <= high:
-            raise UnreadableFile(f"{name!r}: {attribute} is not within {low}..{high}; refused")
+            raise UnreadableFile(
+                f"{name!r}: {attribute} is missing or not within {low}..{high}; refused"
+            )
         return int(value)
 
     floats = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
     allocated = number("BitsAllocated", floats.get(keyword), 1, 64)
     if allocated not in (1, 8, 16, 32, 64) or allocated != floats.get(keyword, allocated):
         raise UnreadableFile(f"{name!r}: BitsAllocated is {allocated}; refused")
-    stored = allocated if keyword in floats else number("BitsStored", allocated, 1, allocated)
+    stored = allocated if keyword in floats else number("BitsStored", None, 1, allocated)
     high_bit = number("HighBit", stored - 1, 0, 64)
     if not stored - 1 <= high_bit < allocated:
         raise UnreadableFile(f"{name!r}: HighBit {high_bit} does not fit {stored} bits stored")
-    signed = bool(number("PixelRepresentation", 0, 0, 1))
+    signed = bool(number("PixelRepresentation", 0 if keyword in floats else None, 0, 1))
     job = Job(
         syntax,
         number("Rows", None, 1, 65535),
@@ -399,8 +422,6 @@ def _begin(opened: _Opened, index: int) -> Decoded | Future[Decoded]:
         return _native(opened, index)
     codestream = opened.codestreams[index]
     _check_codestream(codestream, opened)
-    if opened.job.syntax == RLE:  # bounded by the checks and written in Rust: cannot hang
-        return decode_frame(opened.job, codestream)
     return submit(opened.job, codestream)
 
 

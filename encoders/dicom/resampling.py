@@ -151,5 +151,5 @@ def _described(
     positions = volume.positions_mm[0] + (grids[0] if upward else -grids[0])
     return replace(
         volume, voxels=values, affine=affine, positions_mm=positions, info=info,
-        problems=(*problems, Problem("RESAMPLED", message)), padding_ranges=(),
+        problems=(*problems, Problem("RESAMPLED", message)), padding_ranges=(), displays=(),
     )  # fmt: skip

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from encoders.dicom.header import SliceFile, normal_of, quiet_pydicom
+from encoders.dicom.geometry import normal_of
+from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.dicom.series import Series
 from encoders.dicom.write import ROOT_UID
 from encoders.errors import InputError, UnreadableImage

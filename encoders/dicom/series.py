@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from encoders.dicom.choice import choose
+from encoders.dicom.geometry import plane_of
 from encoders.dicom.grouping import Stack, heights_of, stacks_of
-from encoders.dicom.header import Document, Part, SeriesInfo, SliceFile, plane_of, read_header
+from encoders.dicom.header import Document, Part, SeriesInfo, SliceFile, read_header
 from encoders.dicom.intake import members
 from encoders.dicom.kinds import Kind
 from encoders.dicom.vocabulary import shown_name
@@ -118,7 +119,8 @@ def scan(path: Path | str, *, lenient: bool = False) -> Study:
 def series_of(slices: Iterable[SliceFile]) -> tuple[Series, ...]:
     """Slices put together, split and sorted, by SeriesNumber; in which order they come is the same."""
     ordered = sorted(slices, key=_identity)
-    return tuple(sorted(map(_make_series, stacks_of(ordered)), key=_number))
+    lost = _lost_parts(ordered)  # of all: its phases become series of their own
+    return tuple(sorted((_make_series(stack, lost) for stack in stacks_of(ordered)), key=_number))
 
 
 def describe(study: Study) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def _number(series: Series) -> tuple[str, int]:
     return first.study_uid, int(number) if number.isdecimal() else 0
 
 
-def _make_series(stack: Stack) -> Series:
+def _make_series(stack: Stack, lost: dict[str, Problem]) -> Series:
     first = stack.files[0]
     why_not = _why_no_volume(stack)
     plane = plane_of(first.orientation)
@@ -175,7 +177,9 @@ def _make_series(stack: Stack) -> Series:
     if first.kind == "reformat":
         words += ", reformatted from others"
     risky = [f.burned_in.problem(f.name) for f in stack.files if f.burned_in][:1]
-    problems = (*stack.problems, *_lost_parts(stack.files), *risky)
+    concatenations = dict.fromkeys(f.part.concatenation for f in stack.files if f.part)
+    incomplete = [lost[uid] for uid in concatenations if uid in lost]
+    problems = (*stack.problems, *incomplete, *risky)
     return Series(stack.files, info, problems, not why_not, why_not or words)
 
 
@@ -208,18 +212,18 @@ def _sideways(files: Sequence[SliceFile], heights: np.ndarray) -> float:
     return float(np.linalg.norm(places - line, axis=1).max())
 
 
-def _lost_parts(files: Sequence[SliceFile]) -> list[Problem]:
-    """Parts of a concatenation that are not there (PS3.3 C.7.6.16.2.2.4)."""
+def _lost_parts(files: Iterable[SliceFile]) -> dict[str, Problem]:
+    """Concatenations of which parts are not there (PS3.3 C.7.6.16.2.2.4)."""
     parts: dict[str, set[Part]] = {}
     for file in files:
         if file.part:
             parts.setdefault(file.part.concatenation, set()).add(file.part)
-    problems = []
-    for found in parts.values():
+    problems = {}
+    for concatenation, found in parts.items():
         total = max(part.total for part in found)
         if len(found) < total:
             words = f"{len(found)} of {total} parts of a concatenation are there"
-            problems.append(Problem("INCOMPLETE_CONCATENATION", words))
+            problems[concatenation] = Problem("INCOMPLETE_CONCATENATION", words)
     return problems
 
 

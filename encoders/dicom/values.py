@@ -7,21 +7,22 @@ never cast back to the type it was stored in. What makes a value doubtful is tol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from encoders.dicom import tags
-from encoders.dicom.display import unreadable
+from encoders.dicom.display import Display, display_of, display_of_plain, unreadable
 from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
-from encoders.dicom.pixels import Pixels, iter_pixels, read_pixels
+from encoders.dicom.pixels import Pixels, iter_pixels
 from encoders.dicom.vocabulary import rescale_type
 from encoders.errors import InputError, InvalidPixels, UnreadableFile
 from encoders.features import Problem
 
+Range = tuple[float, float]
 AIR_HU, MAX_HU = -1024, 3071  # what a 12-bit CT value can be
 _ALWAYS_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 _UNITS = {"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts", "PROPCNTS": "counts", "HU": "HU"}
@@ -35,15 +36,36 @@ class Stack:
         voxels: int16 or float32 `[slice, row, column]`.
         files: the slices that could be decoded, in order.
         unit: "HU" of calibrated CT, another declared unit, or "" where there is none.
-        header: the attributes of the first slice that pixels and their display need.
+        displays: how each slice's header wants it shown.
         padding: ranges (low, high) of values that mean "no measurement here".
     """
 
     voxels: np.ndarray
     files: tuple[SliceFile, ...]
     unit: str
-    header: Any
-    padding: tuple[tuple[float, float], ...]
+    displays: tuple[Display, ...]
+    padding: tuple[Range, ...]
+
+
+@dataclass
+class _Told:
+    """What each slice that could be decoded says of itself."""
+
+    files: list[SliceFile] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)  # of Philips
+    units: list[tuple[str, str]] = field(default_factory=list)  # and why it is not HU
+    paddings: list[Range | None] = field(default_factory=list)
+    displays: list[Display] = field(default_factory=list)
+
+    def add(self, pixels: Pixels, file: SliceFile, info: SeriesInfo) -> None:
+        header = pixels.header
+        lut = (header.get("ModalityLUTSequence") or [None])[0]
+        plain = display_of_plain(file.stored.photometric, file.stored.shown)
+        self.displays.append(display_of(header, file.frame) if header else plain)
+        self.files.append(file)
+        self.scales.append(_philips_scale(header))
+        self.units.append(_unit_of(file, pixels.bits, lut, info))
+        self.paddings.append(None if lut is not None else _declared_padding(file))
 
 
 def read_stack(files: Sequence[SliceFile], info: SeriesInfo, problems: list[Problem]) -> Stack:
@@ -53,9 +75,7 @@ def read_stack(files: Sequence[SliceFile], info: SeriesInfo, problems: list[Prob
         InputError: none of them can be decoded; the first one's reason.
     """
     out: np.ndarray | None = None
-    kept: list[SliceFile] = []
-    scales: list[float] = []
-    first: Pixels | None = None
+    told = _Told()
     failed: InputError | None = None
     for file, pixels in zip(files, iter_pixels(files), strict=True):
         values = pixels if isinstance(pixels, InputError) else _values(pixels, file)
@@ -66,24 +86,22 @@ def read_stack(files: Sequence[SliceFile], info: SeriesInfo, problems: list[Prob
             problems.append(Problem("CORRUPT_SLICE", str(values), file.name))
             failed = failed or values
             continue
-        if out is None or first is None:
+        if out is None:
             out = np.empty((len(files), *values.shape), values.dtype)
-            first = pixels if pixels.header else read_pixels(file)  # slices before it are broken
         elif values.dtype == np.float32 and out.dtype != np.float32:
             out = out.astype(np.float32)
-        out[len(kept)] = values
-        kept.append(file)
-        scales.append(_philips_scale(pixels.header))
-    if out is None or first is None:
+        out[len(told.files)] = values
+        told.add(pixels, file, info)
+    if out is None:
         assert failed is not None
         raise failed
-    voxels = _comparable(out[: len(kept)], kept, scales)
-    unit = _unit(first, kept, info, problems)
-    _report_loss(kept, problems)
-    padding = _padding(first, kept[0], voxels, unit, problems)
+    voxels, declared = _comparable(out[: len(told.files)], told)
+    unit = _unit(told.units, problems)
+    _report_loss(told.files, problems)
+    padding = _padding(declared, voxels, unit, problems)
     if unit == "HU":
         _report_implausible(voxels, padding, problems)
-    return Stack(voxels, tuple(kept), unit, first.header, padding)
+    return Stack(voxels, tuple(told.files), unit, tuple(told.displays), padding)
 
 
 def _values(pixels: Pixels, file: SliceFile) -> np.ndarray | InputError:
@@ -146,34 +164,61 @@ def _philips_scale(header: Any) -> float:
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else 0.0
 
 
-def _comparable(voxels: np.ndarray, files: list[SliceFile], scales: list[float]) -> np.ndarray:
-    """Slices that Philips scaled each in its own way, on one scale: value / (slope x scale)."""
-    if min(scales) <= 0 or len(set(scales)) == 1:
-        return voxels
-    slopes = [(f.rescale or (1.0, 0.0))[0] for f in files]
-    factors = 1 / np.multiply(slopes, scales)
-    return voxels.astype(np.float32) * factors[:, None, None].astype(np.float32)
+def _comparable(voxels: np.ndarray, told: _Told) -> tuple[np.ndarray, Range | None]:
+    """Slices on one scale, with one range of values for padding in all of them.
+
+    Philips scales slices each in its own way: value / (slope x scale) is common to all. Where
+    slices declare different paddings, theirs becomes one value below all that was measured.
+    """
+    voxels, ranges = voxels, set(told.paddings) - {None}
+    scaled = min(told.scales) > 0 and len(set(told.scales)) > 1
+    if len(ranges) < 2 and not scaled:
+        return voxels, next(iter(ranges), None)
+    usual = next(iter(ranges)) if len(ranges) == 1 else None
+    padded = np.zeros(voxels.shape, bool)
+    for mask, image, padding in zip(padded, voxels, told.paddings, strict=True):
+        low, high = padding or usual or (np.inf, -np.inf)
+        mask |= (image >= low) & (image <= high)
+    if scaled:
+        slopes = [(f.rescale or (1.0, 0.0))[0] for f in told.files]
+        factors = (1 / np.multiply(slopes, told.scales)).astype(np.float32)
+        voxels = voxels.astype(np.float32) * factors[:, None, None]
+    if not padded.any():
+        return voxels, None
+    value = float(np.floor(voxels.min(where=~padded, initial=voxels.max()))) - 1
+    if value < -32768:
+        voxels = voxels.astype(np.float32)
+    voxels[padded] = value
+    return voxels, (value, value)
 
 
-def _unit(first: Pixels, files: list[SliceFile], info: SeriesInfo, problems: list[Problem]) -> str:
-    """What the values are; Hounsfield units only where nothing speaks against them."""
-    header = first.header
-    lut = (header.get("ModalityLUTSequence") or [None])[0]
-    declared = str(lut.get("ModalityLUTType", "")) if lut is not None else files[0].rescale_type
-    if not is_ct(files[0].sop_class, info.modality):
-        unit = _UNITS.get(str(header.get("Units", "")), "")
-        unit, why = ("" if unit == "HU" else unit), "they are not of a CT image"
-    elif lut is None and not all(f.rescale for f in files):
-        unit, why = "", "a CT image without RescaleSlope and RescaleIntercept"
-    elif declared.upper() not in ("HU", "" if lut is None else "HU"):
-        unit, why = "", f"RescaleType (0028,1054) is {rescale_type(declared)}"
-    elif first.bits <= 8:
-        unit, why = "", "a CT image of 8 bits holds grey levels"
-    else:
+def _unit_of(file: SliceFile, bits: int, lut: Any, info: SeriesInfo) -> tuple[str, str]:
+    """What the values of a slice are; Hounsfield units only where nothing speaks against them."""
+    declared = str(lut.get("ModalityLUTType", "")) if lut is not None else file.rescale_type
+    if not is_ct(file.sop_class, info.modality):
+        unit = _UNITS.get(file.stored.units, "")
+        return ("" if unit == "HU" else unit), "they are not of a CT image"
+    if lut is None and not file.rescale:
+        return "", "a CT image without RescaleSlope and RescaleIntercept"
+    if declared.upper() not in ("HU", "" if lut is None else "HU"):
+        return "", f"RescaleType (0028,1054) is {rescale_type(declared)}"
+    if bits <= 8:
+        return "", "a CT image of 8 bits holds grey levels"
+    return "HU", ""
+
+
+def _unit(claims: Sequence[tuple[str, str]], problems: list[Problem]) -> str:
+    """The unit that every slice has; none where they differ."""
+    units = {unit for unit, _ in claims}
+    if units == {"HU"}:
         return "HU"
-    message = f"values are not Hounsfield units ({why}); HU windows do not apply"
+    whys = list(dict.fromkeys(why for _, why in claims if why))
+    if len(units) > 1:
+        count = sum(claim != claims[0] for claim in claims)
+        whys.append(f"{count} of {len(claims)} slices have another unit than the first")
+    message = f"values are not Hounsfield units ({'; '.join(whys)}); HU windows do not apply"
     problems.append(Problem("UNCALIBRATED", message))
-    return unit
+    return units.pop() if len(units) == 1 else ""
 
 
 def _report_loss(files: list[SliceFile], problems: list[Problem]) -> None:
@@ -184,11 +229,10 @@ def _report_loss(files: list[SliceFile], problems: list[Problem]) -> None:
 
 
 def _padding(
-    first: Pixels, file: SliceFile, voxels: np.ndarray, unit: str, problems: list[Problem]
-) -> tuple[tuple[float, float], ...]:
+    declared: Range | None, voxels: np.ndarray, unit: str, problems: list[Problem]
+) -> tuple[Range, ...]:
     """Declared padding (PS3.3 C.7.5.1.1.2), and in CT what stands in the corners below all air."""
-    declared = _declared_padding(first, file)
-    found: list[tuple[float, float]] = [declared] if declared else []
+    found: list[Range] = [declared] if declared else []
     if unit == "HU":
         corners = voxels[:, [0, 0, -1, -1], [0, -1, 0, -1]].ravel()
         values, counts = np.unique(corners, return_counts=True)
@@ -202,23 +246,17 @@ def _padding(
     return tuple(found)
 
 
-def _declared_padding(first: Pixels, file: SliceFile) -> tuple[float, float] | None:
-    header = first.header
-    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
-    if not isinstance(value, int) or header.get("ModalityLUTSequence"):
+def _declared_padding(file: SliceFile) -> Range | None:
+    """As values after the rescale."""
+    if file.stored.padding is None:
         return None
     slope, intercept = file.rescale or (1.0, 0.0)
-    signed = int(header.get("PixelRepresentation") or 0) == 1
-    ends = []
-    for end in (value, limit if isinstance(limit, int) else value):
-        if signed and end > 32767:  # written as US although the pixels are signed
-            end -= 65536
-        ends.append(end * slope + intercept)
-    return min(ends), max(ends)
+    low, high = sorted(float(end * slope + intercept) for end in file.stored.padding)
+    return low, high
 
 
 def _report_implausible(
-    voxels: np.ndarray, padding: tuple[tuple[float, float], ...], problems: list[Problem]
+    voxels: np.ndarray, padding: tuple[Range, ...], problems: list[Problem]
 ) -> None:
     share = share_outside(voxels, padding, (AIR_HU, MAX_HU))
     if share >= 1e-4:  # single noisy voxels are not worth a warning
@@ -226,9 +264,7 @@ def _report_implausible(
         problems.append(Problem("IMPLAUSIBLE_HU", message))
 
 
-def share_outside(
-    voxels: np.ndarray, padding: tuple[tuple[float, float], ...], limits: tuple[float, float]
-) -> float:
+def share_outside(voxels: np.ndarray, padding: tuple[Range, ...], limits: Range) -> float:
     """The share of voxels beyond limits that are not padding."""
     count = 0
     for image in voxels:  # slice by slice: no mask of the whole volume in memory

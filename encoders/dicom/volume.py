@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.dicom.display import Display, display_of
+from encoders.dicom.display import Display
 from encoders.dicom.geometry import place_slices
 from encoders.dicom.header import SeriesInfo, SliceFile, quiet_pydicom
+from encoders.dicom.pixels import require_plausible
 from encoders.dicom.series import Series, scan
 from encoders.dicom.values import AIR_HU, MAX_HU, read_stack, share_outside
 from encoders.errors import InvalidPixels, IrregularGeometry
@@ -38,7 +39,8 @@ class Volume:
         problems: flaws found on the way.
         info: what may be told of the series.
         unit: "HU"; for PET and NM what they declare ("SUV", "Bq/ml", "counts"); else "".
-        display: how the header wants the values shown to people.
+        display: how the header wants the values shown to people; of several slices the first's.
+        displays: one for each slice, where they differ.
         padding_ranges: values (low, high) that mean "no measurement here".
     """
 
@@ -50,6 +52,7 @@ class Volume:
     unit: str = "HU"
     display: Display = field(default_factory=Display)
     padding_ranges: tuple[tuple[float, float], ...] = ()
+    displays: tuple[Display, ...] = ()
 
     @property
     def calibrated(self) -> bool:
@@ -94,8 +97,8 @@ class Volume:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that decides how it looks, and where it lies: equal if those are."""
-        vois, inverted = self.display.vois, self.display.inverted
-        shown = (self.info.modality, self.unit, vois, inverted, self.padding_ranges)
+        vois = [(d.vois, d.inverted) for d in (self.display, *self.displays)]
+        shown = (self.info.modality, self.unit, vois, self.padding_ranges)
         sha = hashlib.sha256(f"{self.voxels.dtype}{self.voxels.shape}{shown}".encode())
         sha.update(np.ascontiguousarray(self.affine, np.float64).tobytes())
         sha.update(np.ascontiguousarray(self.positions_mm, np.float64).tobytes())
@@ -143,8 +146,10 @@ class Volume:
         info = replace(
             self.info, num_slices=len(ranges[0]), rows=len(ranges[1]), columns=len(ranges[2])
         )
+        displays = self.displays[s]
         return replace(
-            self, voxels=self.voxels[s, r, c], affine=affine, positions_mm=self.positions_mm[s], info=info
+            self, voxels=self.voxels[s, r, c], affine=affine, positions_mm=self.positions_mm[s],
+            info=info, displays=displays, display=(displays or (self.display,))[0],
         )  # fmt: skip
 
     def clamped(self, low: float = AIR_HU, high: float = MAX_HU) -> Volume:
@@ -190,7 +195,7 @@ def load_volume(series: Series | Path | str) -> Volume:
     Raises:
         UnsupportedTransferSyntax: no decoder for the way its pixels are stored.
         UnreadableFile: no slice of it can be decoded.
-        InvalidPixels: more data than `MAX_VOLUME_BYTES`.
+        InvalidPixels: more data than `MAX_VOLUME_BYTES`, or far more than its files can hold.
     """
     if not isinstance(series, Series):
         series = scan(series).default()
@@ -216,6 +221,7 @@ def _load(files: list[SliceFile], info: SeriesInfo, problems: list[Problem]) -> 
     need = 2 * len(files) * files[0].rows * files[0].columns
     if need > MAX_VOLUME_BYTES:
         raise InvalidPixels(f"the series declares {need / 2**30:.1f} GiB of voxels; refused")
+    require_plausible(files, need)
     stack = read_stack(files, info, problems)
     affine, positions = place_slices(stack.files, info.slice_thickness_mm, problems)
     spacing = stack.files[0].spacing
@@ -226,8 +232,10 @@ def _load(files: list[SliceFile], info: SeriesInfo, problems: list[Problem]) -> 
     info = replace(
         info, num_slices=len(stack.files), rows=rows, columns=columns, spacing_mm=known or None
     )
-    display = display_of(stack.header, stack.files[0].frame)
-    problems += display.problems
+    problems += dict.fromkeys(p for display in stack.displays for p in display.problems)
+    displays = [replace(display, problems=()) for display in stack.displays]
+    differ = any(display != displays[0] for display in displays)
     return Volume(
-        stack.voxels, affine, positions, tuple(problems), info, stack.unit, display, stack.padding
+        stack.voxels, affine, positions, tuple(problems), info, stack.unit, displays[0],
+        stack.padding, tuple(displays) if differ else (),
     )  # fmt: skip

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections import Counter
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
@@ -21,6 +25,7 @@ from encoders.dicom import load_volume, scan
 from encoders.dicom.header import quiet_pydicom, read_header
 from encoders.dicom.pixels import Pixels, iter_pixels, read_pixels
 from encoders.errors import InputError
+from tests.encoders.dicom.slices import write_enhanced, write_slice
 from tests.encoders.dicom.test_pixels import VALUES, encoded, write
 
 # what must be in the reason, or None where a part of it may be read
@@ -40,38 +45,80 @@ REASONS = {
     "zip_slip.zip": "524288 bytes of pixels but holds 307200",
 }
 _SCRIPT = """
-import json, sys, time
+import json, os, sys
 from tests.makers import peak_mib
 from encoders.dicom import load_volume
 from encoders.errors import InputError
 import pydicom.pixels
 for name in sys.argv[1:]:
-    started = time.process_time()
+    if child := os.fork():
+        _, status, used = os.wait4(child, 0)
+        print(json.dumps([status, used.ru_utime + used.ru_stime]), flush=True)
+        continue
     try:
         told = [p.code for p in load_volume(name).problems]
     except InputError as error:
         told = str(error)
-    peak = peak_mib()
-    print(json.dumps([told, time.process_time() - started, peak]))
+    print(json.dumps([told, peak_mib()]), flush=True)
+    sys.exit()
 """
 
 
-def test_hostile_files_are_refused_in_little_time_and_memory(shared_data: Path) -> None:
-    """In one process each 2 s of CPU (ten here: machines differ) and 500 MB for all of them."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """Small files that claim much, and what must be said of them."""
+    from pydicom.encaps import encapsulate, generate_frames
+
+    folder = tmp_path_factory.mktemp("made")
+    blank = {}
+    for side in (16384, 8192):
+        path = write_slice(folder / f"blank{side}", PixelRepresentation=0, Rows=side, Columns=side)
+        header = pydicom.dcmread(path)
+        header.PixelData = bytes(2 * side * side)
+        header.compress(JPEGLSLossless, encoding_plugin="pyjpegls")
+        header.save_as(path)
+        blank[side] = path
+    frames = pydicom.dcmread(write_enhanced(folder / "many", range(100)))
+    frames.NumberOfFrames = 40_000
+    frames.PerFrameFunctionalGroupsSequence = list(frames.PerFrameFunctionalGroupsSequence) * 400
+    frames.save_as(folder / "many")
+    one = pydicom.dcmread(blank[8192])
+    stream = next(generate_frames(one.PixelData, number_of_frames=1))
+    for k in range(8):
+        one.ImagePositionPatient, one.SOPInstanceUID = [0, 0, k], f"1.2.{k}"
+        one.PixelData = encapsulate([stream])
+        (folder / "stack").mkdir(exist_ok=True)
+        one.save_as(folder / f"stack/{k}")
+    return {
+        blank[16384]: "declare 512 MiB of pixels; refused",
+        folder / "many": "describes 40000 frames",
+        folder / "stack": "declare 1024 MiB of pixels; refused",
+    }
+
+
+def test_hostile_files_are_refused_in_two_seconds_and_500_mb(
+    shared_data: Path, made: dict[Path, str]
+) -> None:
+    """Each in a process of its own: its CPU time after the imports, decoders included, and its
+    peak memory, imports included."""
     folder = shared_data / "derived/hostile"
     assert {f.name for f in folder.iterdir()} == set(REASONS)
+    cases = {folder / name: reason for name, reason in REASONS.items()} | made
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _SCRIPT, *(str(folder / name) for name in REASONS)],
+        [sys.executable, "-W", "ignore", "-c", _SCRIPT, *map(str, cases)],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    for (name, reason), (told, seconds, peak_mb) in zip(REASONS.items(), lines, strict=True):
+    for (path, reason), (told, peak_mb), (status, seconds) in zip(
+        cases.items(), lines[::2], lines[1::2], strict=True
+    ):
         if reason is None:
             assert {"UNCALIBRATED", "NO_GEOMETRY"} <= set(told)
         else:
-            assert reason in told, name
-        assert seconds < 10, name
-        assert peak_mb < 500, name
+            assert reason in told, path.name
+        assert status == 0, path.name
+        assert seconds < 2, path.name
+        assert peak_mb < 500, path.name
 
 
 def test_hostile_files_hurt_no_neighbour(
@@ -140,59 +187,90 @@ def test_pydicoms_files_give_its_rescaled_values() -> None:
     assert compared >= 10
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+@cache
+def originals() -> dict[str, bytes]:
     """One small CT slice uncompressed and in three lossless codecs, as files."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    changes = {
-        "raw": lambda header: None,
-        **{s: encoded(s) for s in (RLELossless, JPEGLSLossless, JPEG2000Lossless)},
-    }
-    return {
-        name: write(folder / f"{k}.dcm", change).read_bytes()
-        for k, (name, change) in enumerate(changes.items())
-    }
+    out = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for syntax in ("", *OTHERS):
+            change = encoded(syntax) if syntax else lambda header: None
+            out[syntax] = write(Path(folder) / "a.dcm", change).read_bytes()
+    return out
 
 
-@given(
-    which=st.integers(0, 3),
-    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
-    cut=st.one_of(st.none(), st.floats(0, 1)),
-)
-@settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_mutated_pixel_data_neither_crashes_nor_hangs_nor_changes_shape(
-    originals: dict[str, bytes], which: int, edits: list[tuple[float, int]], cut: float | None
-) -> None:
-    """Bytes of the pixel data changed or cut off: an error in our words, or an image of the same size."""
-    name, whole = list(originals.items())[which]
-    start = whole.rindex(b"\xe0\x7f\x10\x00")
-    data = bytearray(whole)
-    for place, value in edits:
-        data[start + int(place * (len(data) - start - 1))] = value
-    if cut is not None:
-        data = data[: start + int(cut * (len(data) - start))]
-    header = read_header("fuzzed", bytes(data))
-    for file in header.slices[:1]:
-        found = next(iter_pixels([file]))
-        if isinstance(found, Pixels):
-            assert found.stored.shape == VALUES.shape
+# transfer syntax -> the plugin of pydicom that is not the one we use, a codec of its own
+OTHERS = {RLELossless: "pydicom", JPEGLSLossless: "gdcm", JPEG2000Lossless: "pillow"}
+
+
+def _by_another_decoder(data: bytes) -> np.ndarray | None:
+    """What pydicom makes of a file with a decoder that we do not use; None if it refuses."""
+    from pydicom.pixels.utils import pixel_array
+
+    try:
+        with quiet_pydicom():
+            header = pydicom.dcmread(BytesIO(data), force=True)
+            header.setdefault("SamplesPerPixel", 1)  # as we do; the next says nothing of values
+            header.PhotometricInterpretation = "MONOCHROME2"
+            plugin = OTHERS.get(header.file_meta.TransferSyntaxUID, "")
+            return pixel_array(header, raw=True, index=0, decoding_plugin=plugin)
+    except Exception:  # it raises anything on broken data
+        return None
+
+
+def _mutated(data: bytes, rng: random.Random) -> bytes:
+    """Bytes changed in, cut from or put into the pixel data; now and then into the header too.
+
+    Not into the offset table: pydicom believes it even where there is one frame; we need it not.
+    """
+    start = data.rindex(b"\xe0\x7f\x10\x00")
+    table = range(start + 20, start + 24) if data[start + 8 : start + 12] == b"\xff" * 4 else ()
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(start if rng.random() < 0.8 else 132, len(out))
+        if at in table:
+            continue
+        kind = rng.randrange(8)
+        if kind < 5:
+            out[at] = rng.randrange(256)
+        elif kind == 5:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 6:
+            del out[at : at + rng.choice((1, 2, 50))]
         else:
-            assert isinstance(found, InputError)
-    if cut is not None and cut < 0.9 and name != "raw":
-        assert not header.slices or isinstance(next(iter_pixels(header.slices[:1])), InputError)
+            out[at:at] = rng.randbytes(rng.choice((1, 2, 50)))
+    return bytes(out[: rng.randrange(start, len(out))] if rng.random() < 0.1 else out)
 
 
-def test_no_cut_of_a_codestream_passes_for_the_whole(
-    originals: dict[str, bytes], tmp_path: Path
-) -> None:
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_mutated_pixels_are_right_or_as_another_decoder_has_them_or_refused(seed: int) -> None:
+    """Twenty mutations an example, three thousand a run: no crash, no hang, no silent wrong pixel.
+
+    No codec here has a checksum over its values. So a changed value may pass for one, but what
+    comes out is what the bytes say: another implementation of the codec finds the same.
+    """
+    rng = random.Random(seed)
+    for number in range(20):
+        syntax = rng.choice(list(originals()))
+        data = _mutated(originals()[syntax], rng)
+        for file in read_header("fuzzed", data).slices[:1]:
+            found = next(iter_pixels([file]))
+            if isinstance(found, Pixels) and not np.array_equal(found.stored, VALUES):
+                other = _by_another_decoder(data)
+                where = (seed, number, syntax)
+                assert other is not None, where
+                assert np.array_equal(found.stored, other), where
+            elif not isinstance(found, Pixels):
+                assert isinstance(found, InputError)
+
+
+def test_no_cut_of_a_codestream_passes_for_the_whole(tmp_path: Path) -> None:
     """Cut at 25 places each, with its length put right, no lossless codec gives pixels."""
     from pydicom.encaps import encapsulate, generate_frames
 
-    for name in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
+    for name in OTHERS:
         path = tmp_path / "a.dcm"
-        path.write_bytes(originals[name])
+        path.write_bytes(originals()[name])
         header = pydicom.dcmread(path)
         stream = next(generate_frames(header.PixelData, number_of_frames=1))
         for count in np.linspace(1, len(stream) - 12, 25).astype(int):

@@ -121,7 +121,12 @@ def test_odd_pixel_data_may_have_its_pad_byte(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"Rows": 60000, "Columns": 60000}, r"6\.7 GiB of pixels a frame; refused"),
-        ({"BitsStored": 20}, "BitsStored is not within 1..16"),
+        ({"BitsStored": 20}, "BitsStored is missing or not within 1..16"),
+        ({"BitsStored": None}, "BitsStored is missing"),
+        (
+            {"PixelRepresentation": None},
+            "PixelRepresentation is missing",
+        ),  # signed or not: no guess
         ({"HighBit": 3}, "HighBit 3 does not fit 16 bits stored"),
         ({"BitsAllocated": 24, "BitsStored": 16}, "BitsAllocated is 24"),
         ({"NumberOfFrames": "99999"}, "declares 383996160 bytes of pixels but holds 3840"),
@@ -340,9 +345,9 @@ def test_offset_table_longer_than_the_file_costs_only_its_slice(tmp_path: Path) 
 
 @pytest.mark.parametrize("runs", [b"\x81\x05" * 16, b"\xc1\x05" * 31], ids=["by one", "at the end"])
 def test_rle_that_makes_more_than_the_frame_costs_only_its_slice(
-    tmp_path: Path, runs: bytes
+    tmp_path: Path, runs: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The decoder, written in Rust, panics: no `Exception`, so that it would end the reader."""
+    """The decoder, written in Rust, panics: no `Exception`, and it writes a trace to stderr."""
     starts = [2, 64, 64 + len(runs)]
     stream = b"".join(n.to_bytes(4, "little") for n in starts).ljust(64, b"\0") + 2 * runs
 
@@ -350,8 +355,11 @@ def test_rle_that_makes_more_than_the_frame_costs_only_its_slice(
         header.compress(RLELossless, encoding_plugin="pylibjpeg")
         header.PixelData = encapsulate([stream])
 
-    with pytest.raises(UnreadableFile, match=r"\.dcm'.*RLE Lossless data makes its decoder panic"):
+    with pytest.raises(
+        UnreadableFile, match=r"\.dcm'.*RLE Lossless data cannot be decoded \(Panic"
+    ):
         read_pixels(slices(write(tmp_path / "a.dcm", change))[0])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_series_whose_codestreams_hang_is_given_up(
@@ -419,3 +427,13 @@ def test_tile_part_of_a_wrong_length_is_told(tmp_path: Path) -> None:
     data[at : at + 4] = (10**6).to_bytes(4, "big")
     with pytest.raises(Malformed, match=r"tile part of 1000000 bytes \(Psot\)"):
         j2k_shape(bytes(data))
+
+
+def test_subsampled_jpeg_2000_is_refused(tmp_path: Path) -> None:
+    """Found by mutation: with XRsiz = 50 openjpeg stretched one column over the whole slice."""
+    path = write(tmp_path / "a.dcm", encoded(JPEG2000Lossless))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\x4f\xff\x51") + 43] = 50
+    path.write_bytes(data)
+    with pytest.raises(UnreadableFile, match="fewer samples than pixels"):
+        read_pixels(slices(path)[0])

@@ -331,8 +331,8 @@ def test_preview_decodes_the_middle_slice_and_no_other(
 
     write_stack(tmp_path, list(range(1, 40)))
     series, opened = scan(tmp_path).series[0], []
-    real = pixels._open
-    monkeypatch.setattr(pixels, "_open", lambda f: opened.append(f) or real(f))
+    real = pixels._open_simple
+    monkeypatch.setattr(pixels, "_open_simple", lambda f: opened.append(f) or real(f))
     preview = load_preview(series)
     assert preview.voxels.shape == (1, 4, 4)
     assert preview.voxels[0, 0, 0] == 20
@@ -390,6 +390,26 @@ def test_parts_of_a_concatenation_form_one_volume(tmp_path: Path) -> None:
     volume = load_volume(tmp_path)
     assert volume.voxels[:, 0, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert codes(volume) == []
+
+
+def test_phases_of_a_whole_concatenation_miss_no_part(tmp_path: Path) -> None:
+    """Each part holds a phase of its own: every stack sees one part, and none is lost."""
+    for part in range(2):
+        path = _enhanced(
+            tmp_path / f"{part}.dcm", [1, 2, 3], f"7.{part}", ConcatenationUID=ROOT + "8",
+            InConcatenationNumber=part + 1, InConcatenationTotalNumber=2,
+        )  # fmt: skip
+        header = pydicom.dcmread(path)
+        for frame in header.PerFrameFunctionalGroupsSequence:
+            content = pydicom.Dataset()
+            content.TemporalPositionIndex = part + 1
+            frame.FrameContentSequence = [content]
+        header.save_as(path)
+    series = scan(tmp_path).series
+    assert [len(s.files) for s in series] == [3, 3]
+    assert {p.code for s in series for p in s.problems} == {"SECOND_PHASE"}
+    (tmp_path / "1.dcm").unlink()
+    assert codes(load_volume(tmp_path)) == ["INCOMPLETE_CONCATENATION"]
 
 
 def _volume(tilt: float = 0.0, positions: tuple[float, ...] = (0, 2, 4, 9, 11)) -> Volume:
