@@ -1,4 +1,4 @@
-"""The command line: crossread read | chat | transcribe | info | pacs.
+"""The command line: crossread read | chat | transcribe | info | serve | pacs.
 
 Exit codes: 0 done (whatever the verdict), 1 unexpected failure, 2 wrong usage, 3 bad input,
 4 model trouble, 5 remote trouble. Results go to stdout, everything else to stderr.
@@ -265,6 +265,53 @@ def deidentify_study(
     typer.echo(_json(done.to_dict()) if as_json else describe_export(done))
     if not done.num_written:
         raise typer.Exit(EXIT_CODES[0][1])
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others need --keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of tenant:sha256-of-key lines; see docs/serving.md.")
+    ] = None,
+    max_running: Annotated[int, typer.Option(help="Requests at work at the same time.")] = 8,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait; 0 for four times --max-running.")
+    ] = 0,
+    max_body_mib: Annotated[float, typer.Option(help="Of a request with its media.")] = 64,
+    max_upload_mib: Annotated[float, typer.Option(help="Of one file for /v1/files.")] = 1024,
+    max_total_s: Annotated[float, typer.Option(help="For a whole answer.")] = 600,
+    keep_s: Annotated[float, typer.Option(help="How long uploads and readings stay.")] = 3600,
+    media_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host from which media may be fetched; may be repeated."),
+    ] = None,
+    device: Device = "auto",
+    sparsity: Sparsity = None,
+) -> None:
+    """Serve the model over HTTP by OpenAI's protocol, with readings of CT studies beside it."""
+    from multimodal.backends import load_backend
+    from pipelines.server.keys import Keys
+    from pipelines.server.process import run_server
+    from pipelines.server.settings import Settings
+
+    _hide_progress()
+    settings = Settings(
+        max_running=max_running, max_waiting=max_waiting, max_body_mib=max_body_mib,
+        max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s,
+        media_hosts=frozenset(h.lower() for h in media_host or ()),
+    )  # fmt: skip
+    run_server(
+        lambda: load_backend(model, device=device, sparsity=sparsity),
+        settings,
+        Keys.read(keys) if keys else None,
+        host=host,
+        port=port,
+        listening=lambda at: typer.echo(f"listening at http://{host}:{at}/v1", err=True),
+    )
 
 
 def _read_key(path: Path | None) -> bytes | None:

@@ -1,0 +1,125 @@
+"""The server as a process: listens, drains on SIGTERM or SIGINT, and ends.
+
+A second signal ends it at once. What the model's process does is the backend's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from encoders.errors import InvalidOption
+from multimodal.backends import Backend
+from pipelines.server.app import Life, create_app
+from pipelines.server.keys import Keys
+from pipelines.server.settings import Settings
+
+logger = logging.getLogger(__name__)
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+_LAST_BYTES_S = 5  # for answers to reach their clients once the work is done
+
+
+def run_server(
+    load: Callable[[], Backend],
+    settings: Settings,
+    keys: Keys | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    listening: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Serve until told to stop.
+
+    Args:
+        load: gives the backend.
+        settings: the limits.
+        keys: who may ask; without them the server listens to this machine only.
+        host: address to listen at.
+        port: 0 for any free one.
+        listening: told the port once connections are taken.
+
+    Raises:
+        InvalidOption: an open address without keys, or a port that cannot be had.
+        CrossReadError: whatever kept the model from being loaded.
+    """
+    if keys is None and host not in _LOCAL:
+        raise InvalidOption(f"listening at {host} lets others in: give --keys, or use 127.0.0.1")
+    life = Life(load, settings, keys)
+    with _bound(host, port) as listener:
+        server = _Server(life)
+        server.listening = lambda: listening(listener.getsockname()[1])
+        server.run(sockets=[listener])
+    if life.failure is not None:
+        raise life.failure
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise InvalidOption(
+                f"cannot listen at {host}:{port} ({error.strerror}); choose another --port"
+            ) from None
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which on a signal first lets accepted requests end while it answers 503 to others."""
+
+    def __init__(self, life: Life) -> None:
+        config = uvicorn.Config(
+            create_app(life), log_config=None, log_level="critical", access_log=False,
+            lifespan="on", timeout_graceful_shutdown=_LAST_BYTES_S, server_header=False,
+        )  # fmt: skip
+        super().__init__(config)
+        self._life = life
+        self._draining: asyncio.Task[None] | None = None
+        self.listening: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on a signal; the process then ends as usual and not by the signal."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._told_to_stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell so."""
+        await super().startup(sockets)
+        self.listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        """End too where no model could be loaded."""
+        return await super().on_tick(counter) or self._life.failure is not None
+
+    def _told_to_stop(self) -> None:
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._life.draining = True
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        limit_s = self._life.settings.drain_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._life.drained()
+        except TimeoutError:
+            logger.warning("requests that took more than %g s were given up", limit_s)
+        self.should_exit = True

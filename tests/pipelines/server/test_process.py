@@ -1,0 +1,90 @@
+"""The server as a process: it drains when told to stop, and ends with the right code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipelines.server.process import run_server
+from pipelines.server.settings import Settings
+from tests.pipelines.server.running import PATIENCE_S, Gated, Running, wait_until
+
+ROOT = Path(__file__).parents[3]
+
+
+@contextmanager
+def process(gate: Path, **limits: Any) -> Iterator[tuple[subprocess.Popen[str], Running]]:
+    command = [sys.executable, "-m", "tests.pipelines.server.served", str(gate), json.dumps(limits)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            with ExitStack() as clients:
+                server = Running(None, int(child.stdout.readline()), clients)  # type: ignore[arg-type]
+                http = server.http()
+                wait_until(lambda: http.get("/readyz").is_success, "the server is ready")
+                yield child, server
+        finally:
+            child.kill()
+
+
+def test_on_sigterm_accepted_requests_end_and_new_ones_get_503(tmp_path: Path):
+    """S9: none accepted is lost, waiting ones included."""
+    gate = tmp_path / "gate"
+    with process(gate, max_running=2) as (child, server), ThreadPoolExecutor(5) as pool:
+        http = server.http()
+        body = server.chat(stream=True)
+        answers = [pool.submit(http.post, "/v1/chat/completions", json=body) for _ in range(5)]
+        wait_until(lambda: server.metric("num_requests_waiting") == 3, "three wait")
+        child.send_signal(signal.SIGTERM)
+        wait_until(lambda: http.get("/readyz").status_code == 503, "it drains")
+        refused = http.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert "Retry-After" in refused.headers
+        assert http.get("/healthz").status_code == 200
+        gate.touch()
+        done = [answer.result() for answer in answers]
+        assert [answer.status_code for answer in done] == [200] * 5
+        assert all(answer.text.endswith("data: [DONE]\n\n") for answer in done)
+        assert child.wait(PATIENCE_S) == 0
+
+
+def test_what_does_not_end_in_time_is_given_up(tmp_path: Path):
+    with process(tmp_path / "gate", drain_s=0.2) as (child, server), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.http().post, "/v1/chat/completions", json=server.chat())
+        wait_until(lambda: server.metric("num_requests_running") == 1, "it runs")
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(PATIENCE_S) == 0
+        with pytest.raises(httpx.HTTPError):
+            answer.result().raise_for_status()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error():
+    from encoders.errors import ModelNotFound
+
+    def load() -> Gated:
+        raise ModelNotFound("no model in 'nowhere'")
+
+    with pytest.raises(ModelNotFound, match="no model in 'nowhere'"):
+        run_server(load, Settings(), port=0)
+
+
+def test_a_port_that_is_taken_is_told():
+    import socket
+
+    from encoders.errors import InvalidOption
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InvalidOption, match="choose another --port"):
+            run_server(Gated, Settings(), port=taken.getsockname()[1])
