@@ -186,6 +186,7 @@ class Capabilities:
 
     `weights_sha256` and `preprocessing` say what makes its answers; empty where it can't tell.
     A model that does not know the forms of `multimodal.prompts` must be told how to answer.
+    `one_by_one` is why requests are not run together, empty where they are.
     """
 
     name: str
@@ -196,6 +197,7 @@ class Capabilities:
     weights_sha256: str = ""
     preprocessing: str = ""
     knows_forms: bool = True
+    one_by_one: str = ""
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ class Backend(Protocol):
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
     ) -> Iterator[Token | Finished]:
-        """The answer as events, `Finished` last; an error is raised where the next event would be.
+        """The answer as events, `Finished` last; errors are raised here or in place of an event.
 
         Closing the iterator (`close()`) cancels the request.
         """

@@ -1,31 +1,21 @@
-"""Token by token to text: sampling, stop strings, and pieces that never have to be taken back.
+"""Token by token to text: stop strings, and pieces that never have to be taken back.
 
-Knows no model: logits and token ids in, tokens and text out.
+Knows no model: token ids in, text and events out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from multimodal.backends import GenerateOptions
+from multimodal.backends import Finished, GenerateOptions, Logprob, Token
+from multimodal.engine.sequence import Ended, Outcome, Picked, Scored
 
 _UNFINISHED = "�"  # what a decoder makes of the first bytes of a longer character
-
-
-def pick(logits: torch.Tensor, options: GenerateOptions, generator: torch.Generator) -> int:
-    """One token of `[vocabulary]`: greedy at temperature 0, else nucleus sampling.
-
-    Holtzman et al. 2020, arXiv 1904.09751: the fewest likeliest tokens that hold `top_p`.
-    """
-    if options.temperature == 0:
-        return int(logits.argmax())
-    probability = (logits.cpu() / options.temperature).softmax(-1)
-    ordered, index = probability.sort(descending=True)
-    keep = ordered.cumsum(0) - ordered < options.top_p
-    return int(index[torch.multinomial(ordered * keep, 1, generator=generator)])
 
 
 class TextStream:
@@ -74,3 +64,64 @@ class TextStream:
         piece = certain[len(self.text) :]
         self.text += piece
         return piece
+
+
+@dataclass
+class Answer:
+    """Turns the engine's outcomes of one request into its events.
+
+    Attributes:
+        put: takes the events.
+        finished: the last event but for what only the end can tell.
+    """
+
+    put: Callable[[Token | Finished | Exception], None]
+    tokenizer: Any
+    options: GenerateOptions
+    finished: Finished
+    asked_s: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._stream = TextStream(self.tokenizer, self.options.stop)
+        self._timings_s = dict(self.finished.usage.timings_s)
+        self._chances: dict[str, float] = {}
+        self._num_new, self._first_s = 0, 0.0
+
+    def tell(self, outcome: Outcome) -> bool:
+        """Take an outcome; false ends the answer (a stop string was met)."""
+        if isinstance(outcome, Exception):
+            self.put(outcome)
+        elif isinstance(outcome, Picked):
+            self._first_s = self._first_s or time.perf_counter()
+            self._num_new += 1
+            piece = self._stream.push(outcome.token)
+            logprobs = () if outcome.logprob is None else (self._logprob(outcome),)
+            if piece or logprobs:
+                self.put(Token(piece, logprobs))
+            return not self._stream.stopped
+        elif isinstance(outcome, Scored):
+            self._first_s = time.perf_counter()
+            weights = torch.tensor(outcome.scores).softmax(0).tolist()
+            self._chances = dict(zip(self.options.choices, weights, strict=True))
+        else:
+            self._end(outcome)
+        return True
+
+    def _end(self, outcome: Ended) -> None:
+        if piece := self._stream.close():
+            self.put(Token(piece))
+        now_s = time.perf_counter()
+        first_s = self._first_s or now_s
+        self._timings_s |= {"prefill": first_s - self.asked_s, "decode": now_s - first_s}
+        usage = replace(self.finished.usage, new_tokens=self._num_new, timings_s=self._timings_s)
+        text = self._stream.text.strip()
+        if self._chances:
+            text = max(self._chances, key=self._chances.__getitem__)
+        self.put(replace(
+            self.finished, text=text, reason=outcome.reason, usage=usage, choices=self._chances
+        ))  # fmt: skip
+
+    def _logprob(self, picked: Picked) -> Logprob:
+        assert picked.logprob is not None
+        top = tuple((self.tokenizer.decode([token]), value) for token, value in picked.top)
+        return Logprob(self.tokenizer.decode([picked.token]), picked.logprob, picked.token, top)

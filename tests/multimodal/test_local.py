@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,17 @@ from PIL import Image as PilImage
 
 from encoders.dicom import scan
 from encoders.dicom.volume import Volume, load_volume
-from encoders.errors import ContextOverflow, IncompatibleModel, InvalidMessage, ModelNotFound
+from encoders.errors import (
+    ContextOverflow,
+    IncompatibleModel,
+    InvalidMessage,
+    InvalidPixels,
+    ModelNotFound,
+)
 from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
 from multimodal.composition import compose
-from multimodal.local import LocalBackend, _medium_digest
+from multimodal.encoding import medium_digest
+from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Image, Message, Study, Text, user
 from multimodal.sparse import SparsityConfig, set_sparsity, sparse_mlps
 from tests import makers
@@ -95,7 +105,7 @@ def test_follow_up_question_encodes_nothing_and_answers_as_a_fresh_backend(
 
 def test_follow_up_question_runs_only_its_own_words(backend: LocalBackend, volume: Volume) -> None:
     lengths = []
-    handle = backend.model.language_model.register_forward_pre_hook(
+    handle = backend.engine.runner.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     collect(backend.generate([user(Study(volume), "list the findings")], SHORT))
@@ -197,6 +207,105 @@ def test_two_answers_made_in_turns_equal_each_alone(backend: LocalBackend, volum
     assert texts == alone
 
 
+def test_many_threads_at_once_get_what_each_gets_alone(
+    tiny_composite: Any, volume: Volume, speech: np.ndarray
+) -> None:
+    """Text, pictures, sound and a study mixed, greedy and sampled, two tenants."""
+    asked = [
+        [user("list the findings")], [user(_picture(1), "is there a nodule")],
+        [user(Audio(speech, 16000), "transcribe")], _mixed(volume, speech),
+        [user(Study(volume), "how large is the left nodule")], [user(_picture(2), _picture(3))],
+        [user(Study(volume), "list")], [user(Audio(speech[:16000], 16000), _picture(1), "and")],
+    ]  # fmt: skip
+    options = [
+        replace(SHORT, tenant="ab"[i % 2], seed=i, temperature=0.0 if i < 5 else 1.5)
+        for i in range(len(asked))
+    ]
+    alone = [
+        collect(LocalBackend(*tiny_composite).generate(*one)).text
+        for one in zip(asked, options, strict=True)
+    ]
+    backend = LocalBackend(*tiny_composite)
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(2):
+            answers = [
+                pool.submit(backend.generate, a, o) for a, o in zip(asked, options, strict=True)
+            ]
+            texts = [pool.submit(collect, answer.result()) for answer in answers]
+            assert [text.result().text for text in texts] == alone
+    assert backend.load().counters["failed"] == 0
+    backend.close()
+
+
+def test_a_medium_asked_for_by_several_at_once_is_encoded_once(
+    backend: LocalBackend, volume: Volume
+) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        asked = [
+            pool.submit(backend.generate, [user(Study(volume), str(i))], SHORT) for i in range(6)
+        ]
+        usages = [collect(one.result()).usage for one in asked]
+    assert sum(usage.encoded_media for usage in usages) == 1
+    assert backend.load().counters["encoder_media"] == 1
+
+
+def test_tenants_encode_for_themselves(backend: LocalBackend, volume: Volume) -> None:
+    asked = [user(Study(volume), "list")]
+    counts = [
+        collect(backend.generate(asked, replace(SHORT, tenant=tenant))).usage.encoded_media
+        for tenant in ("a", "a", "b", "b")
+    ]
+    assert counts == [1, 0, 1, 0]
+
+
+def test_several_studies_in_turn_run_only_their_own_questions(
+    backend: LocalBackend, volume: Volume
+) -> None:
+    """A follow-up about either study costs its words, though the other was asked about between."""
+    other = replace(volume, voxels=volume.voxels[::-1].copy())
+    ending = len(backend.processor.tokenizer.encode("large<|end|><|assistant|>"))
+    for study in (volume, other):
+        collect(backend.generate([user(Study(study), "list the findings")], SHORT))
+    for study in (volume, other, volume):
+        before = backend.load().counters
+        collect(backend.generate([user(Study(study), "list the large")], SHORT))
+        after = backend.load().counters
+        assert after["prompt_tokens"] - before["prompt_tokens"] <= ending
+        assert after["encoder_media"] == before["encoder_media"] == 2
+
+
+def test_media_that_are_no_numbers_fail_alone(backend: LocalBackend) -> None:
+    ill = np.full((40, 40, 3), np.nan, np.float32)
+    with pytest.raises(InvalidPixels, match="NaN"):
+        backend.generate([user(Image(ill), "list")], SHORT)  # type: ignore[arg-type]
+    assert collect(backend.generate([user(_picture(), "list")], SHORT)).text
+
+
+def test_closing_an_answer_frees_its_slot_and_closing_the_backend_ends_the_rest(
+    backend: LocalBackend,
+) -> None:
+    long = GenerateOptions(max_new_tokens=2000)
+    streams = [backend.generate([user("list")], long) for _ in range(3)]
+    streams[0].close()  # type: ignore[attr-defined]
+    assert list(streams[0]) == []
+    del streams[1]  # dropped: collected, and so closed
+    end = time.monotonic() + 60
+    while backend.load().counters["cancelled"] < 2:
+        assert time.monotonic() < end
+    backend.close()
+    assert collect(streams[1]).reason == "cancelled"
+
+
+def test_an_unused_backend_lets_its_threads_end(tiny_composite: Any) -> None:
+    backend = LocalBackend(*tiny_composite)
+    collect(backend.generate([user("list")], SHORT))
+    thread = backend.engine._thread
+    del backend
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_prompt_longer_than_the_context_is_refused_with_both_lengths(
     backend: LocalBackend,
 ) -> None:
@@ -222,7 +331,7 @@ def test_pictures_with_equal_pixels_keep_their_own_sources(
     """The same picture may lie on another stored slice: the cache must not answer with the first."""
     medium = backend.processor.prepare("dicom", volume)
     elsewhere = replace(medium, sources=medium.sources[::-1])
-    assert _medium_digest(medium) != _medium_digest(elsewhere)
+    assert medium_digest(medium) != medium_digest(elsewhere)
 
 
 def test_changed_sparsity_does_not_reuse_keys_of_the_old_one(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimodal.backends import GenerateOptions
-from multimodal.streaming import TextStream, pick
+from multimodal.streaming import TextStream
 
 
 class _Bytes:
@@ -61,19 +58,3 @@ def test_unfinished_bytes_at_the_end_are_not_lost() -> None:
     stream = TextStream(_Bytes())
     assert stream.push("肺".encode()[0]) == ""
     assert stream.close() == "�"
-
-
-def test_greedy_takes_the_largest_and_nucleus_never_leaves_the_nucleus() -> None:
-    logits = torch.tensor([0.1, 0.6, 0.2, 0.1]).log()
-    generator = torch.Generator().manual_seed(0)
-    assert pick(logits, GenerateOptions(), generator) == 1
-    nucleus = GenerateOptions(temperature=1.0, top_p=0.7)
-    assert {pick(logits, nucleus, generator) for _ in range(200)} == {1, 2}
-
-
-def test_sampling_frequencies_are_the_probabilities() -> None:
-    chances = torch.tensor([0.1, 0.6, 0.3])
-    generator = torch.Generator().manual_seed(0)
-    drawn = [pick(chances.log(), GenerateOptions(temperature=1.0), generator) for _ in range(2000)]
-    shares = torch.bincount(torch.tensor(drawn), minlength=3) / 2000
-    assert shares.tolist() == pytest.approx(chances.tolist(), abs=0.04)

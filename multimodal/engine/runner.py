@@ -1,0 +1,393 @@
+"""Forward passes for the engine: segments of many sequences in, logits out.
+
+`PackedRunner` runs all of them in one pass, for decoders whose every layer attends to everything;
+`PlainRunner` runs one after the other with transformers' own cache, for all other decoders.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache
+
+from encoders.errors import IncompatibleModel
+from multimodal.backends import GenerateOptions
+from multimodal.engine import sequence as seq
+from multimodal.engine.cache import Pool, Run, num_shared
+from multimodal.rewind import can_crop, crop
+from multimodal.sparse import sparse_mlps
+
+ATTENTION = "crossread_packed"
+NUM_KEPT = 4  # finished sequences whose keys and values `PlainRunner` keeps
+_PROBE_TOKENS = 11
+_PROBE_TOLERANCE = (
+    1e-2  # of the largest logit; half precision differs by less, a wrong mask by more
+)
+
+
+class Runner(Protocol):
+    """What the engine needs of a model."""
+
+    def open(self, sequence: seq.Sequence) -> bool:
+        """Make room for a sequence and set how much of its prompt is there; false if none is free."""
+        ...
+
+    def close(self, sequence: seq.Sequence, *, keep: bool) -> None:
+        """Give its room back; what is not kept is wiped out."""
+        ...
+
+    def run(self, segments: Sequence[seq.Segment]) -> list[torch.Tensor | Exception]:
+        """Logits `[num_logits, vocabulary]` of each segment, in float32, or why there are none."""
+        ...
+
+    def used(self) -> float:
+        """Share of the room that sequences under way hold, 0 to 1."""
+        ...
+
+    def capacity(self) -> int:
+        """Positions that one sequence may take at most."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a packed pass that belong to one sequence, and the places that they attend to."""
+
+    rows: slice
+    places: slice
+    mask: torch.Tensor | None
+    causal: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a packed pass attends; handed through the model to `_attend`."""
+
+    pool: Pool
+    places: torch.Tensor
+    parts: tuple[_Part, ...]
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    plan: _Plan,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a packed pass, `[1, heads, rows, dim]`, as transformers calls it."""
+    unknown = [n for n in ("softcap", "s_aux", "position_bias") if others.get(n) is not None]
+    if unknown:
+        raise IncompatibleModel(f"attention with {unknown[0]} cannot be packed")
+    keys, values = plan.pool.write(module.layer_idx, plan.places, key[0], value[0])
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    out = query.new_empty(1, query.shape[2], heads, value.shape[-1])
+    for part in plan.parts:
+        q, k, v = query[:, :, part.rows], keys[None, :, part.places], values[None, :, part.places]
+        if q.shape[2] == 1:  # the heads of a group share their keys: one row for each
+            q = q.reshape(1, key.shape[1], groups, -1)
+            done = scaled_dot_product_attention(q, k, v, scale=scaling)
+            out[0, part.rows] = done.reshape(1, heads, -1)
+            continue
+        done = scaled_dot_product_attention(
+            q, k, v, part.mask, is_causal=part.causal, scale=scaling, enable_gqa=groups > 1
+        )
+        out[0, part.rows] = done[0].transpose(0, 1)
+    return out, None
+
+
+class PackedRunner:
+    """All segments in one pass; attention reads each sequence's run of places.
+
+    The model's modules are copied and its weights shared, so that its own attention stays as it is
+    for everyone else.
+
+    Args:
+        model: a causal language model.
+        num_places: positions that all sequences together may take.
+        way: says how the model computes just now; what was computed otherwise is not reused.
+
+    Raises:
+        IncompatibleModel: a packed pass does not give what the model itself gives.
+    """
+
+    def __init__(
+        self, model: Any, num_places: int, way: Callable[[], Hashable] = lambda: None
+    ) -> None:
+        self.pool, self._way = Pool(num_places), way
+        self.model = _twin(model)
+        _check_same(model, self)
+        self.pool = Pool(num_places)
+
+    def open(self, sequence: seq.Sequence) -> bool:
+        """See `Runner.open`."""
+        owner = (sequence.options.tenant, self._way())
+        taken = self.pool.take(sequence.content, sequence.size, owner)
+        if taken is None:
+            return False
+        sequence.place, sequence.done = taken
+        sequence.reused = sequence.done
+        return True
+
+    def close(self, sequence: seq.Sequence, *, keep: bool) -> None:
+        """See `Runner.close`."""
+        self.pool.give_back(sequence.place, _filled(sequence) if keep else None)
+        sequence.place = None
+
+    def run(self, segments: Sequence[seq.Segment]) -> list[torch.Tensor | Exception]:
+        """See `Runner.run`; where a pass fails, each is run alone, which writes the same places."""
+        try:
+            return [*self.forward(segments)]
+        except Exception as error:  # of one of them; only alone can it be told whose
+            if len(segments) == 1:
+                return [error]
+            return [result for segment in segments for result in self.run([segment])]
+
+    def forward(self, segments: Sequence[seq.Segment]) -> list[torch.Tensor]:
+        """One pass for all segments."""
+        device = self.model.device
+        parts, positions, wanted, at = [], [], [], 0
+        for segment in segments:
+            parts.append(self._part(segment, slice(at, at + segment.count)))
+            positions.append(_positions(segment))
+            at += segment.count
+            wanted.append(torch.arange(at - segment.num_logits, at))
+        places = [
+            torch.arange(s.sequence.done, s.sequence.done + s.count) + s.sequence.place.start
+            for s in segments
+        ]
+        plan = _Plan(self.pool, torch.cat(places).to(device), tuple(parts))
+        output = self.model(
+            inputs_embeds=self._embeds(segments), position_ids=torch.cat(positions).to(device)[None],
+            use_cache=False, logits_to_keep=torch.cat(wanted).to(device), plan=plan,
+        )  # fmt: skip
+        for segment in segments:
+            if segment.ids is None:
+                sequence = segment.sequence
+                sequence.place.content = sequence.content[: sequence.done + segment.count]
+        return list(output.logits[0].float().split([s.num_logits for s in segments]))
+
+    def used(self) -> float:
+        """See `Runner.used`."""
+        return self.pool.num_held / self.pool.num_places
+
+    def capacity(self) -> int:
+        """See `Runner.capacity`."""
+        return self.pool.num_places
+
+    def _part(self, segment: seq.Segment, rows: slice) -> _Part:
+        done, count = segment.sequence.done, segment.count
+        run: Run = segment.sequence.place
+        places = slice(run.start, run.start + done + count)
+        if count == 1 or (done == 0 and not segment.groups):
+            return _Part(rows, places, None, count > 1)
+        mask = _mask(done, count, segment.groups)
+        return _Part(rows, places, mask.to(self.model.device), False)
+
+    def _embeds(self, segments: Sequence[seq.Segment]) -> torch.Tensor:
+        """`[1, rows, hidden]`; the tokens of all answers are looked up at once."""
+        ids = list(itertools.chain.from_iterable(s.ids or () for s in segments))
+        device, found = self.model.device, iter(())
+        if ids:
+            embedding = self.model.get_input_embeddings()
+            looked_up = embedding(torch.tensor(ids, device=device))
+            found = iter(looked_up.split([len(s.ids) for s in segments if s.ids]))
+        rows = [
+            next(found) if s.ids else s.sequence.embeds[s.sequence.done : s.sequence.done + s.count]
+            for s in segments
+        ]
+        return torch.cat(rows)[None]
+
+
+class PlainRunner:
+    """One segment after the other, with the cache that transformers makes for the model."""
+
+    def __init__(self, model: Any, way: Callable[[], Hashable] = lambda: None) -> None:
+        self.model, self._way = model, way
+        self._kept: list[tuple[Hashable, np.ndarray, DynamicCache]] = []
+
+    def open(self, sequence: seq.Sequence) -> bool:
+        """See `Runner.open`."""
+        owner = (sequence.options.tenant, self._way())
+        alike = [
+            (min(num_shared(content, sequence.content), sequence.length - 1), at)
+            for at, (whose, content, _) in enumerate(self._kept)
+            if whose == owner
+        ]
+        shared, at = max(alike, default=(0, 0))
+        cache: DynamicCache | None = None
+        if shared:
+            _, content, cache = self._kept[at]
+            if 2 * shared >= len(content):
+                self._kept.pop(at)
+            else:
+                cache = copy.deepcopy(cache)
+        if cache is None or not crop(cache, shared):
+            cache, shared = DynamicCache(config=self.model.config), 0
+            cache.activate_past_recording()  # so that sliding windows can be wound back
+        sequence.place, sequence.done = (owner, cache), shared
+        sequence.reused = shared
+        return True
+
+    def close(self, sequence: seq.Sequence, *, keep: bool) -> None:
+        """See `Runner.close`."""
+        if keep:
+            owner, cache = sequence.place
+            self._kept = [*self._kept[1 - NUM_KEPT :], (owner, _filled(sequence), cache)]
+        sequence.place = None
+
+    def run(self, segments: Sequence[seq.Segment]) -> list[torch.Tensor | Exception]:
+        """See `Runner.run`."""
+        return [self._try(segment) for segment in segments]
+
+    def used(self) -> float:
+        """See `Runner.used`."""
+        return 0.0
+
+    def capacity(self) -> int:
+        """See `Runner.capacity`."""
+        return 2**31
+
+    def _try(self, segment: seq.Segment) -> torch.Tensor | Exception:
+        try:
+            return self._run_alternatives(segment) if segment.groups else self._run(segment)
+        except Exception as error:  # this request's own
+            return error
+
+    def _run(self, segment: seq.Segment) -> torch.Tensor:
+        sequence, cache = segment.sequence, segment.sequence.place[1]
+        if segment.ids is None:
+            embeds = sequence.embeds[sequence.done : sequence.done + segment.count]
+        else:
+            embeds = self._embeds(segment.ids)
+        return self._step(embeds, cache, sequence.done, max(segment.num_logits, 1))[
+            : segment.num_logits
+        ]
+
+    def _run_alternatives(self, segment: seq.Segment) -> torch.Tensor:
+        """Each alternative behind the prompt alone."""
+        sequence, rows, at = segment.sequence, [], 0
+        assert segment.ids is not None
+        for count in segment.groups:
+            cache = sequence.place[1]
+            if not can_crop(cache):
+                cache = copy.deepcopy(cache)
+            embeds = self._embeds(segment.ids[at : at + count])
+            rows.append(self._step(embeds, cache, sequence.done, count))
+            at += count
+            if cache is sequence.place[1]:
+                crop(cache, sequence.done)
+        return torch.cat(rows)
+
+    def _embeds(self, ids: Sequence[int]) -> torch.Tensor:
+        return self.model.get_input_embeddings()(torch.tensor(ids, device=self.model.device))
+
+    def _step(
+        self, embeds: torch.Tensor, cache: DynamicCache, start: int, num_logits: int
+    ) -> torch.Tensor:
+        positions = torch.arange(start, start + len(embeds), device=embeds.device)[None]
+        output = self.model(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True,
+                            position_ids=positions, logits_to_keep=num_logits)  # fmt: skip
+        return output.logits[0].float()
+
+
+def _filled(sequence: seq.Sequence) -> np.ndarray:
+    """What the positions of a sequence hold whose keys and values are there."""
+    answer = np.array(sequence.tokens, np.int64)
+    return np.concatenate([sequence.content, answer])[: sequence.done]
+
+
+def _positions(segment: seq.Segment) -> torch.Tensor:
+    done = segment.sequence.done
+    if not segment.groups:
+        return torch.arange(done, done + segment.count)
+    return torch.cat([torch.arange(done, done + count) for count in segment.groups])
+
+
+def _mask(done: int, count: int, groups: Sequence[int]) -> torch.Tensor:
+    """Bool `[count, done + count]`: all that is done, and what stands before within the group."""
+    mask = torch.ones(count, done + count, dtype=torch.bool).tril(done)
+    at = 0
+    for size in groups:
+        mask[at + size :, done + at : done + at + size] = False
+        at += size
+    return mask
+
+
+def _twin(model: Any) -> Any:
+    """The model's modules anew, with the same weights, and attention that packs."""
+    AttentionInterface.register(ATTENTION, _attend)
+    shared: dict[int, Any] = {id(m): m for m in sparse_mlps(model)}
+    shared |= {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    twin.config._attn_implementation = ATTENTION
+    return twin
+
+
+def _check_same(model: Any, runner: PackedRunner) -> None:
+    """Refuse a model whose packed passes give something else than the model itself.
+
+    Told by its configuration where that is enough, else by trying: a prompt in two chunks and a
+    token behind it.
+    """
+    if reason := why_not_packed(model):
+        raise IncompatibleModel(reason)
+    config = model.config
+    ids = torch.arange(_PROBE_TOKENS, device=model.device) * 7 % config.vocab_size
+    embeds = model.get_input_embeddings()(ids)
+    try:
+        wanted = model(inputs_embeds=embeds[None]).logits[0, -1].float()
+        found = _run_probe(runner, embeds, ids.tolist())
+    except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise IncompatibleModel(
+            f"{type(model).__name__} cannot be packed ({type(error).__name__}: {error})"
+        ) from error
+    worst = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
+    if not worst <= _PROBE_TOLERANCE:
+        raise IncompatibleModel(
+            f"a packed pass of {type(model).__name__} differs by {worst:.1e} from the model's own"
+        )
+
+
+def _run_probe(runner: PackedRunner, embeds: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    """Logits after all ids: the first chunk beside another sequence, the last id as an answer."""
+    options = GenerateOptions(max_new_tokens=2)
+    content = np.array(ids[:-1], np.int64)
+    one, other = (seq.Sequence(options, embeds[:-1], content, bool) for _ in range(2))
+    for sequence in (one, other):
+        runner.open(sequence)
+    both = [seq.Segment(one, 4, 0), seq.Segment(other, 3, 0)]
+    runner.forward(both)
+    one.done, other.done = 4, 3
+    runner.forward([seq.Segment(one, len(content) - 4, 1), seq.Segment(other, 2, 0)])
+    one.done, other.done = len(content), 5
+    return runner.forward([seq.Segment(other, 1, 0), seq.Segment(one, 1, 1, (ids[-1],))])[1][0]
+
+
+def why_not_packed(model: Any) -> str:
+    """Why a model's configuration rules packed passes out; empty where it does not."""
+    config, name = model.config, type(model).__name__
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    rope = getattr(config, "rope_parameters", None) or {}
+    if kinds:
+        return f"{name} has layers of {', '.join(sorted(kinds))}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return f"{name} attends in a sliding window"
+    if getattr(config, "kv_lora_rank", None):
+        return f"{name} compresses its keys and values (MLA)"
+    if "mrope_section" in rope or rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"{name} turns positions in a way of its own ({rope.get('rope_type', 'mrope')})"
+    if not getattr(model, "_supports_attention_backend", False) or hasattr(model, "hf_device_map"):
+        return f"{name} does not let its attention be chosen, or lies on several devices"
+    return ""
