@@ -9,9 +9,10 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pydicom
@@ -102,16 +103,14 @@ def test_echo_store_find_get_and_move_against_orthanc(orthanc: Orthanc, tmp_path
     wanted = load_volume(study).digest
     assert get(orthanc.peer, uid, tmp_path / "got") == 16
     assert load_volume(tmp_path / "got").digest == wanted
-    complete: list[Path] = []
+    complete: SimpleQueue[Path] = SimpleQueue()
     rules = Rules(LOCAL, port=orthanc.our_port, study_timeout_s=0.5)
-    with Receiver(tmp_path / "moved", rules, complete.append):
+    with Receiver(tmp_path / "moved", rules, complete.put):
         assert move(orthanc.peer, uid, "CROSSREAD") == 16
-        deadline = time.monotonic() + 20
-        while not complete and time.monotonic() < deadline:
-            time.sleep(0.05)
-    assert len(complete) == 1  # announced once, when nothing new had come for a while
-    assert load_volume(complete[0]).digest == wanted
-    assert not [p for p in complete[0].iterdir() if uid in p.name]
+        folder = complete.get(timeout=120)
+    assert complete.empty()  # announced once, when nothing new had come for a while
+    assert load_volume(folder).digest == wanted
+    assert not [p for p in folder.iterdir() if uid in p.name]
 
 
 def test_node_that_is_absent_or_does_not_know_us_is_told_apart(orthanc: Orthanc) -> None:
@@ -132,6 +131,14 @@ def test_node_that_is_absent_or_does_not_know_us_is_told_apart(orthanc: Orthanc)
 @pytest.fixture
 def one_file(phantom_series: Path) -> Path:
     return sorted(phantom_series.iterdir())[0]
+
+
+def _wait_for(done: Callable[[], bool]) -> None:
+    """Until it is true, or fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _sender(receiver: Receiver, title: str = "SENDER", called: str = "CROSSREAD") -> Peer:
@@ -229,7 +236,7 @@ def test_more_associations_than_allowed_are_turned_away(one_file: Path, tmp_path
         Receiver(tmp_path, Rules(LOCAL, port=0, max_associations=1)) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port)),
     ):
-        time.sleep(0.3)  # until it has its thread
+        _wait_for(lambda: bool(receiver._server.active_associations))
         with pytest.raises((Refused, Unreachable), match="CROSSREAD"):
             send(_sender(receiver), [one_file])
 
@@ -240,9 +247,5 @@ def test_nothing_keeps_running_when_the_node_ends(one_file: Path, tmp_path: Path
     with Receiver(tmp_path, Rules(LOCAL, port=0), complete.append) as receiver:
         send(_sender(receiver), [one_file])
     assert len(complete) == 1  # announced at the end, though the timeout had not passed
-    for _ in range(100):
-        if threading.active_count() <= before:
-            break
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    _wait_for(lambda: threading.active_count() <= before)
     assert os.listdir(complete[0])  # noqa: PTH208
