@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ from encoders.errors import CrossReadError, InputError, MissingInput, ModelError
 from pipelines import pacs
 
 if TYPE_CHECKING:
-    from encoders.dicom import Series
+    from encoders.dicom import Series as DicomSeries
     from multimodal.messages import Message, Part
     from pipelines.ct_report import Case, CtReportPipeline
     from pipelines.evidence import Reading
@@ -58,6 +59,13 @@ Batch = Annotated[
 Manifest = Annotated[
     Path | None, typer.Option(help="CSV that names the studies of --batch and their reports.")
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(help="Another series than the default: its number in crossread info, key or UID."),
+]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Also files without preamble or meta header.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Studies of --batch read at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -81,6 +89,7 @@ def read(
         str | None,
         typer.Argument(help="DICOM file, folder, DICOMDIR, zip, tar or https://…/studies/UID."),
     ] = None,
+    series: Series = None,
     report: Annotated[Path | None, typer.Option(help="The report's text; - for stdin.")] = None,
     report_from_study: Annotated[
         bool, typer.Option(help="Take the report from the study's own SR, PDF or CDA object.")
@@ -105,6 +114,7 @@ def read(
     model: Model = None,
     device: Device = "auto",
     sparsity: Sparsity = None,
+    lenient: Lenient = False,
     allow_burned_in: AllowBurnedIn = False,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +126,8 @@ def read(
 
     _hide_progress()
     if batch is not None:
-        given = {"STUDY": study, "--report": report, "--dictation": dictation, "--dicom": dicom}
+        given = {"STUDY": study, "--report": report, "--dictation": dictation, "--dicom": dicom,
+                 "--series": series, "--lenient": lenient}  # fmt: skip
         if refused := [name for name, value in given.items() if value]:
             raise typer.BadParameter(f"--batch reads many studies: leave out {refused[0]}")
         if out is None:
@@ -136,8 +147,8 @@ def read(
     if out is not None:
         _make_folder(out)  # before the work, so that it is not lost
     task = pipeline("ct-report", model, device=device, sparsity=sparsity)
-    case = Case(study, words, dictation, ask, report_from_study, allow_burned_in)
-    reading, written = _read_one(task, case, out if dicom else None)
+    case = Case(study, words, dictation, ask, report_from_study, allow_burned_in, series)
+    reading, written = _read_one(task, case, out if dicom else None, lenient)
     typer.echo(reading.to_json() if as_json else describe_reading(reading))
     if out is not None:
         for name, text in (("json", reading.to_json()), ("html", reading.to_html())):
@@ -155,31 +166,47 @@ def chat(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video file.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="A recording.")] = None,
-    dicom: Annotated[list[Path] | None, typer.Option(help="A DICOM file, folder or zip.")] = None,
+    dicom: Annotated[
+        list[str] | None,
+        typer.Option(help="A DICOM file, folder, zip, tar or https://…/studies/UID."),
+    ] = None,
+    series: Series = None,
     model: Model = None,
     device: Device = "auto",
     sparsity: Sparsity = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    lenient: Lenient = False,
     allow_burned_in: AllowBurnedIn = False,
     as_json: AsJson = False,
 ) -> None:
     """Talk to the model about pictures, videos, recordings and DICOM."""
-    from multimodal.messages import Audio, Image, Study, Video, user
-
-    studies = [_vouched(p) if allow_burned_in else p for p in dicom or ()]
-    media: list[Part] = [
-        *(Image(p) for p in image or ()), *(Video(p) for p in video or ()),
-        *(Audio(p) for p in audio or ()), *(Study(s) for s in studies),
-    ]  # fmt: skip
     from multimodal.backends import GenerateOptions
+    from multimodal.messages import Audio, Image, Study, Video, user
     from pipelines import pipeline
 
+    if series is not None and len(dicom or ()) != 1:
+        raise typer.BadParameter("--series needs one --dicom to choose from")
     _hide_progress()
-    talk = pipeline("chat", model, device=device, sparsity=sparsity)
-    options = GenerateOptions(max_new_tokens=max_new_tokens)
-    if prompt is not None:
-        _say(talk, [user(*media, prompt)], options, as_json)
-        return
+    with ExitStack() as open_studies:
+        chosen = [
+            _chosen(open_studies, study, series, lenient, allow_burned_in) for study in dicom or ()
+        ]
+        media: list[Part] = [
+            *(Image(p) for p in image or ()), *(Video(p) for p in video or ()),
+            *(Audio(p) for p in audio or ()), *(Study(s) for s in chosen),
+        ]  # fmt: skip
+        talk = pipeline("chat", model, device=device, sparsity=sparsity)
+        options = GenerateOptions(max_new_tokens=max_new_tokens)
+        if prompt is not None:
+            _say(talk, [user(*media, prompt)], options, as_json)
+            return
+        _converse(talk, media, options, as_json)
+
+
+def _converse(talk: Any, media: list[Part], options: Any, as_json: bool) -> None:
+    """Turn by turn, as long as lines come; the media belong to the first."""
+    from multimodal.messages import user
+
     history: list[Message] = []
     for line in _typed_lines():
         turn = user(*media, line)
@@ -213,9 +240,7 @@ def info(
     study: Annotated[
         str, typer.Argument(help="DICOM file, folder, DICOMDIR, zip, tar or https://…/studies/UID.")
     ],
-    lenient: Annotated[
-        bool, typer.Option("--lenient", help="Also files without preamble or meta header.")
-    ] = False,
+    lenient: Lenient = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a DICOM input holds, without patient identifiers."""
@@ -337,24 +362,36 @@ def main() -> None:
 
 
 def _read_one(
-    task: CtReportPipeline, case: Case, dicom_out: Path | None
+    task: CtReportPipeline, case: Case, dicom_out: Path | None, lenient: bool
 ) -> tuple[Reading, list[Path]]:
     """The reading of a study on disk or at an address, and the DICOM objects written of it."""
+    from encoders.dicom import scan
     from encoders.dicom.remote import on_disk
 
     with on_disk(str(case.study)) as (path, told):
+        study = scan(path, lenient=lenient)
         reading = task(
-            path, case.report, case.dictation, case.question,
+            study, case.report, case.dictation, case.question, series=case.series,
             report_from_study=case.report_from_study, allow_burned_in=case.allow_burned_in,
         )  # fmt: skip
         reading = replace(reading, warnings=(*told, *reading.warnings))
-        return reading, reading.to_dicom(path, dicom_out) if dicom_out else []
+        return reading, reading.to_dicom(study, dicom_out) if dicom_out else []
 
 
-def _vouched(study: Path) -> Series:
+def _chosen(
+    open_studies: ExitStack, study: str, series: str | None, lenient: bool, allow_burned_in: bool
+) -> DicomSeries | Path:
+    """A study on disk or at an address, or one series of it; readable while the stack is open."""
     from encoders.dicom import let_through, scan
+    from encoders.dicom.remote import on_disk
 
-    return let_through(scan(study).default(), allow_burned_in=True)
+    path, told = open_studies.enter_context(on_disk(study))
+    for problem in told:
+        typer.echo(f"{problem.code}: {problem.message} ({problem.subject})", err=True)
+    if series is None and not lenient and not allow_burned_in:
+        return Path(path)  # its default series, when it is looked at
+    found = scan(path, lenient=lenient).choose(series)
+    return let_through(found, allow_burned_in=allow_burned_in)
 
 
 def _say(talk: Any, history: list[Message], options: Any, as_json: bool) -> Message:

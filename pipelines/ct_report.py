@@ -17,7 +17,6 @@ from encoders.errors import (
     ContextOverflow,
     IncompatibleModel,
     InvalidMessage,
-    MissingInput,
 )
 from encoders.features import Problem
 from multimodal import prompts
@@ -36,14 +35,15 @@ from pipelines.evidence import (
     locate,
     spoken_of,
 )
+from pipelines.opening import open_study, typed_report
 from pipelines.session import ABSTAINS, Session, Step, kept
 
 if TYPE_CHECKING:
+    from encoders.dicom import Study as Scanned
     from encoders.dicom import Volume
-    from encoders.dicom.header import Document
     from pipelines.dictation import Recording
 
-    Input = str | Path | Volume
+    Input = str | Path | Scanned | Volume
     Progress = Step | Finding | Discrepancy | Token | Reading
 
 _SENTENCE_VERDICTS = (
@@ -65,15 +65,7 @@ class Case:
     question: str | None = None
     report_from_study: bool = False
     allow_burned_in: bool = False
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What a study gave: its volume, what is wrong with it, and the report objects beside it."""
-
-    volume: Volume
-    problems: tuple[Problem, ...] = ()
-    documents: tuple[Document, ...] = ()
+    series: str | int | None = None
 
 
 class CtReportPipeline:
@@ -86,13 +78,14 @@ class CtReportPipeline:
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str
         self, study: Input, report: str | None = None, dictation: Recording | None = None,
         question: str | None = None, *, report_from_study: bool = False,
-        allow_burned_in: bool = False, stream: Literal[False] = False,
+        allow_burned_in: bool = False, series: str | int | None = None,
+        stream: Literal[False] = False,
     ) -> Reading: ...  # fmt: skip
     @overload
     def __call__(
         self, study: Input, report: str | None = None, dictation: Recording | None = None,
         question: str | None = None, *, report_from_study: bool = False,
-        allow_burned_in: bool = False, stream: Literal[True],
+        allow_burned_in: bool = False, series: str | int | None = None, stream: Literal[True],
     ) -> Iterator[Progress]: ...  # fmt: skip
     @overload
     def __call__(self, study: Iterable[Case | Input]) -> Iterator[Reading | Failed]: ...
@@ -106,19 +99,23 @@ class CtReportPipeline:
         *,
         report_from_study: bool = False,
         allow_burned_in: bool = False,
+        series: str | int | None = None,
         stream: bool = False,
     ) -> Reading | Iterator[Progress] | Iterator[Reading | Failed]:
         """Read one study, or every `Case` of an iterable.
 
         Args:
-            study: DICOM file, folder, zip, `https://…/studies/UID`, or a loaded volume; or an iterable of those or of
-                `Case`, each with its own words. A generator comes back then, `Failed` in the
-                place of an input that could not be read.
+            study: DICOM file, folder, zip, `https://…/studies/UID`, what `encoders.dicom.scan`
+                gives, or a loaded volume; or an iterable of those or of `Case`, each with its own
+                words. A generator comes back then, `Failed` in the place of an input that could
+                not be read.
             report: its text.
             dictation: a recording of (more of) the report.
             question: anything else to ask of the study.
             report_from_study: take the report from the study's own SR, PDF or CDA object instead.
             allow_burned_in: read pictures that may show text about the patient; look first.
+            series: another than the default: its number as `crossread info` lists them, its key
+                or its UID.
             stream: give steps of the work, findings, discrepancies and the answer's tokens as
                 they are made, the `Reading` last; closing it stops the work.
 
@@ -134,15 +131,16 @@ class CtReportPipeline:
             )
         if not _is_input(study):
             given = (report, dictation, question, report_from_study, stream, allow_burned_in)
-            if given != (None, None, None, False, False, False):
+            if given != (None, None, None, False, False, False) or series is not None:
                 raise InvalidMessage(
-                    "many studies cannot share a report, dictation, question or stream;"
+                    "many studies cannot share a report, dictation, question, series or stream;"
                     " give an iterable of pipelines.ct_report.Case"
                 )
             return run_each(cast("Iterable[Case | Input]", study), self._one, "studies")
         case = Case(
-            cast("Input", study), report, dictation, question, report_from_study, allow_burned_in
-        )
+            cast("Input", study), report, dictation, question, report_from_study, allow_burned_in,
+            series,
+        )  # fmt: skip
         events = _read(self.backend, case)
         return events if stream else _last(events)
 
@@ -151,9 +149,10 @@ class CtReportPipeline:
 
 
 def _is_input(study: object) -> bool:
+    from encoders.dicom import Study as Scanned
     from encoders.dicom import Volume
 
-    if isinstance(study, str | Path | Volume):
+    if isinstance(study, str | Path | Scanned | Volume):
         return True
     if not isinstance(study, Iterable):
         raise InvalidMessage(
@@ -173,8 +172,9 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     started = time.perf_counter()
     yield Step("read")
     with on_disk(case.study) as (study, told):
-        opened = _open(study, case.allow_burned_in)
-        volume, typed = opened.volume, _typed_report(case, opened)
+        opened = open_study(study, case.series, allow_burned_in=case.allow_burned_in)
+        volume = opened.volume
+        typed = typed_report(case.report, opened.documents, from_study=case.report_from_study)
     problems = [*told, *opened.problems, *typed.problems]
     session = Session(backend, volume, problems, {"read": time.perf_counter() - started})
     transcript = None
@@ -212,7 +212,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     session.timings_s["total"] = time.perf_counter() - started
     yield Reading(
         tuple(findings), tuple(points), agreement, answer, all_evidence(findings, points),
-        tuple(session.warnings), volume.info.to_dict(), report, transcript,
+        tuple(session.warnings), opened.about, report, transcript,
         backend.capabilities().name, total_usage(session.spent), session.timings_s,
         provenance=provenance(backend), key_slices=pictures,
         report_source=" and ".join(s for s in (typed.source, "dictation" if transcript else "") if s),
@@ -238,61 +238,6 @@ def provenance(backend: Backend) -> dict[str, str]:
         "preprocessing": made.preprocessing,
         "version": release,
     }
-
-
-def _open(study: Input, allow_burned_in: bool) -> _Opened:
-    from encoders.dicom import Volume, let_through, load_volume, scan
-
-    if isinstance(study, Volume):
-        volume = let_through(study, allow_burned_in=allow_burned_in)
-        return _Opened(volume, volume.problems)
-    found = scan(study)
-    series = found.default()
-    problems = list(found.problems)
-    if len(found.series) > 1:
-        info, others = series.info, len(found.series) - 1
-        images = f"{info.num_slices} image{'s'[: info.num_slices != 1]}"
-        message = (
-            f"read the {info.modality} series of {images}, chosen {found.default_reason};"
-            f" {others} left unread"
-        )
-        problems.append(Problem("SERIES_CHOSEN", message))
-    volume = let_through(load_volume(series), allow_burned_in=allow_burned_in)
-    return _Opened(volume, (*problems, *volume.problems), found.documents)
-
-
-@dataclass(frozen=True)
-class _Typed:
-    """The written report, where it came from, and what to say about that."""
-
-    text: str | None = None
-    source: str = ""
-    problems: tuple[Problem, ...] = ()
-
-
-def _typed_report(case: Case, opened: _Opened) -> _Typed:
-    """The caller's report; the study's own only if asked for, else it is offered."""
-    documents = opened.documents
-    if not case.report_from_study:
-        kinds = ", ".join(sorted({d.kind for d in documents}))
-        words = f"the study holds report objects of its own ({kinds}); none was used"
-        offered = (Problem("REPORT_OFFERED", words),) if documents else ()
-        return _Typed(case.report, "given text" if case.report else "", offered)
-    from encoders.dicom.documents import report_texts
-
-    if case.report:
-        raise InvalidMessage("give a report or take the study's own, not both")
-    texts, problems = report_texts(documents)
-    if not texts:
-        why = f" ({problems[0].message})" if problems else ""
-        raise MissingInput(
-            f"the study holds no SR, PDF or CDA report that can be read{why}; give its text instead"
-        )
-    first = texts[0]
-    if len(texts) > 1:
-        words = f"read the longest of {len(texts)} report objects of the study"
-        problems = [*problems, Problem("REPORT_CHOSEN", words, first.name)]
-    return _Typed(first.text, f"{first.kind} object of the study", tuple(problems))
 
 
 def _out_of_range(session: Session) -> Problem | None:

@@ -10,11 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from encoders.features import Problem
 from multimodal.backends import Region
 from multimodal.prompts import ErrorType, Side
+
+if TYPE_CHECKING:
+    from encoders.dicom import Study
 
 DISCLAIMER = "Research software, not a medical device; not for clinical use."
 Agreement = Literal["agrees", "disagrees", "abstained", "no report"]
@@ -116,7 +119,7 @@ class Reading:
 
         return render_reading(self)
 
-    def to_dicom(self, study: str | Path, folder: Path) -> list[Path]:
+    def to_dicom(self, study: str | Path | Study, folder: Path) -> list[Path]:
         """Write it as DICOM objects of the study it was made from; see `export.write_dicom`."""
         from pipelines.export import write_dicom
 

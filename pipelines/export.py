@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
+    from encoders.dicom import Study
     from encoders.dicom.results import Place, Result
     from pipelines.evidence import Evidence, Reading
 
@@ -20,20 +21,23 @@ _CJK = "STSong-Light"  # one of the fonts every PDF reader brings, for words bey
 _LATIN = "Vera"
 
 
-def write_dicom(reading: Reading, study: str | Path, folder: Path) -> list[Path]:
+def write_dicom(reading: Reading, study: str | Path | Study, folder: Path) -> list[Path]:
     """Write a reading of `study` as DICOM: `sr.dcm`, `key_1.dcm` ... and `report.pdf.dcm`.
 
+    The results are those of the series that was read, be it the default or another.
     Patient and study identifiers are copied from the study's files into the new objects, and
     nowhere else. Anyone who calls this asks for that.
 
     Raises:
         InputError: the study can't be read, or names nothing that a result could refer to.
     """
-    from encoders.dicom import scan, write_results
+    from encoders.dicom import Study, scan, write_results
     from encoders.dicom.remote import on_disk
 
     with on_disk(study) as (path, _):
-        return write_results(as_result(reading), scan(path).default(), Path(folder))
+        found = path if isinstance(path, Study) else scan(path)
+        series = found.choose(reading.study.get("series_key"))
+        return write_results(as_result(reading), series, Path(folder))
 
 
 def as_result(reading: Reading) -> Result:

@@ -135,8 +135,9 @@ def _counted(count: int, one: str, many: str) -> str:
 def describe_study(found: Mapping[str, Any]) -> str:
     """What `encoders.dicom.describe` found: one line a series, a star at the one that is read."""
     lines = []
-    for series in found["series"]:
-        lines += _wrapped("* " if series["default"] else "  ", _series_words(series), 4)
+    for number, series in enumerate(found["series"], 1):
+        mark = f"{'*' if series['default'] else ' '} {number}. "
+        lines += _wrapped(mark, _series_words(series), 4)
         lines += _describe_problems([Problem(**p) for p in series["problems"]], "      ")
     if len(found["series"]) > 1:
         lines += _wrapped("* opens first, ", found["default_reason"], 4)

@@ -22,7 +22,7 @@ from encoders.dicom.header import Document, Part, SeriesInfo, SliceFile, read_he
 from encoders.dicom.intake import members
 from encoders.dicom.kinds import Kind
 from encoders.dicom.vocabulary import shown_name
-from encoders.errors import NotDicom
+from encoders.errors import MissingInput, NotDicom
 from encoders.features import Problem
 
 MAX_SHIFT_MM = 1.0  # sideways, of a slice from the line through the first and the last
@@ -85,6 +85,27 @@ class Study:
             NotDicom: nothing here is an image; the reasons are in the message.
         """
         return self.series[self._choice[0]]
+
+    def choose(self, wanted: str | int | None = None) -> Series:
+        """A series by its number as listed (from 1), its key or UID; without one, `default()`.
+
+        Raises:
+            NotDicom: nothing here is an image; the reasons are in the message.
+            MissingInput: it is not here, or the UID is that of several stacks.
+        """
+        default = self.default()
+        if wanted is None:
+            return default
+        name = str(wanted).strip()
+        if name.isdecimal() and 0 < int(name) <= len(self.series):
+            return self.series[int(name) - 1]
+        found = [s for s in self.series if name in (s.key, s.files[0].series_uid)]
+        if len(found) == 1:
+            return found[0]
+        why = f"that UID holds {len(found)} stacks" if found else "the study has no such series"
+        raise MissingInput(
+            f"{why}; choose by number, 1 to {len(self.series)} as `crossread info` lists them, or by key"
+        )
 
 
 def scan(path: Path | str, *, lenient: bool = False) -> Study:

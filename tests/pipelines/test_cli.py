@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -20,7 +19,6 @@ from encoders.errors import ContextOverflow, ModelNotFound, RemoteError
 from encoders.features import Source
 from multimodal.backends import Region
 from multimodal.messages import Image, Study
-from pipelines import cli
 from pipelines.ct_report import CtReportPipeline
 from tests.makers import FakeBackend
 from tests.pipelines.cli_page import command_names, help_of, page
@@ -50,21 +48,6 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     )  # fmt: skip
     monkeypatch.setattr("multimodal.backends.load_backend", lambda *a, **k: backend)
     return backend
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`crossread ARGUMENTS` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["crossread", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
@@ -254,7 +237,7 @@ def test_transcribe_prints_text_or_json(run: Any, backend: Recorder, recording: 
 def test_info_tells_series_and_problems(run: Any, phantom_series: Path, tmp_path: Path):
     code, out, _ = run("info", phantom_series)
     assert code == 0
-    assert out.startswith("* CT chest, 24 x 64 x 48")
+    assert out.startswith("* 1. CT chest, 24 x 64 x 48")
     told = json.loads(run("info", phantom_series, "--json")[1])
     volume = load_volume(phantom_series)
     assert told["series"][0]["num_slices"] == len(volume.voxels)

@@ -12,24 +12,13 @@ from typing import Any
 import pytest
 
 from encoders.dicom import load_volume
-from pipelines import cli
 from tests import makers
 from tests.archive import Orthanc, free_port
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`crossread ARGUMENTS` in this process: exit code, stdout, stderr."""
+@pytest.fixture(autouse=True)
+def _allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSREAD_DICOMWEB_HOSTS", "127.0.0.1")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["crossread", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
 
 
 def test_study_goes_to_the_archive_is_found_and_comes_back_over_the_web(
