@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Recording = str | Path | tuple[np.ndarray, int]
 
+_SILENCE = 0.01  # of full scale: nobody speaks so softly, and models hear words in noise
 MAX_SECONDS = 8.0  # sentences fit, and every tower's window is longer
 
 
@@ -105,6 +106,52 @@ class DictationPipeline:
             yield segments[-1]
         text = " ".join(s.text for s in segments if s.text)
         yield Transcript(text, tuple(segments), tuple(spent))
+
+
+class Listening:
+    """A dictation while it is spoken: feed it sound, it tells the words so far.
+
+    What was said up to a pause is settled; the newest words may still change.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._hear = DictationPipeline(backend).transcribe
+        self._settled: list[str] = []
+        self._sound: list[np.ndarray] = []
+        self._rate_hz = 0
+
+    def feed(self, samples: np.ndarray, rate_hz: int) -> str:
+        """More sound, `[n]` or `[n, channels]` at one rate -> everything heard so far.
+
+        Raises:
+            UnreadableAudio: samples that are none.
+            IncompatibleModel: the model cannot hear.
+        """
+        from encoders.audio import RATE_HZ, chunk_speech, load_speech
+
+        if rate_hz != self._rate_hz:
+            self._sound, self._rate_hz = [], rate_hz
+        self._sound.append(samples)
+        speech = load_speech(_joined(self._sound), rate_hz)
+        *done, (start, _, newest) = chunk_speech(speech, MAX_SECONDS)
+        for _, _, piece in done:
+            self._settled.append(self._words(piece))
+        if done:
+            self._sound = [_joined(self._sound)[round(start * rate_hz) :]]
+        newest_words = self._words(newest) if len(newest) > RATE_HZ / 2 else ""
+        return " ".join(words for words in (*self._settled, newest_words) if words)
+
+    def _words(self, piece: np.ndarray) -> str:
+        from encoders.audio import RATE_HZ
+
+        loud = float(abs(piece).max()) > _SILENCE
+        return self._hear((piece, RATE_HZ)).text if loud else ""
+
+
+def _joined(sound: list[np.ndarray]) -> np.ndarray:
+    import numpy as np
+
+    return np.concatenate(sound)
 
 
 def _is_recording(value: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from encoders.dicom import Study
 
 DISCLAIMER = "Research software, not a medical device; not for clinical use."
+Decision = Literal["", "accepted", "rejected"]
 Agreement = Literal["agrees", "disagrees", "abstained", "no report"]
 
 
@@ -58,7 +59,8 @@ class Discrepancy:
 
     `sentence` is the report's, None for an omission that no sentence denies. `correction` is what
     it should say; None for an insertion, which should go, or where the model offers none.
-    `probability` is None where the model only says so.
+    `probability` is None where the model only says so. `decision` is a person's, "" where nobody
+    has judged it yet.
     """
 
     type: ErrorType
@@ -66,6 +68,7 @@ class Discrepancy:
     correction: str | None
     probability: float | None
     evidence: tuple[Evidence, ...] = ()
+    decision: Decision = ""
 
     @property
     def suggestion(self) -> str:
@@ -104,10 +107,26 @@ class Reading:
         """Whether the study lies outside what the model was validated on."""
         return any(w.code == "OUT_OF_RANGE" for w in self.warnings)
 
+    @property
+    def decided(self) -> bool:
+        """Whether a person has judged any of its points."""
+        return any(point.decision for point in self.discrepancies)
+
+    def decide(self, decisions: Mapping[int, Decision]) -> Reading:
+        """The same reading with a person's decisions on its discrepancies, by their number from 0."""
+        points = tuple(
+            replace(point, decision=decisions.get(number, point.decision))
+            for number, point in enumerate(self.discrepancies)
+        )
+        return replace(self, discrepancies=points)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types; pictures are left to `to_html`."""
         values = {k: v for k, v in self.__dict__.items() if k != "key_slices"}
-        return {k: _plain(v) for k, v in values.items()}
+        signed = (
+            {"reviewed": {"by": "", "at": ""}} if self.decided else {}
+        )  # for the person to fill
+        return {**{k: _plain(v) for k, v in values.items()}, **signed}
 
     def to_json(self) -> str:
         """Indented JSON text."""

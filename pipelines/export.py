@@ -41,7 +41,7 @@ def write_dicom(reading: Reading, study: str | Path | Study, folder: Path) -> li
 
 
 def as_result(reading: Reading) -> Result:
-    """The plain values of a reading that DICOM objects are made from."""
+    """The plain values of a reading that DICOM objects are made from; without rejected points."""
     from encoders.dicom.results import Maker, Observation, Place, Remark, Result
 
     proofs = [e for f in reading.findings for e in f.evidence]
@@ -55,7 +55,7 @@ def as_result(reading: Reading) -> Result:
         ),
         tuple(
             Remark(d.type, d.sentence, d.correction, d.probability, _place(d.evidence))
-            for d in reading.discrepancies
+            for d in reading.discrepancies if d.decision != "rejected"
         ),
         reading.warnings, reading.verdict(),
         Maker(reading.model, *(made.get(k) or "unknown"

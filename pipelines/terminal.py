@@ -34,6 +34,8 @@ def describe_reading(reading: Reading) -> str:
         lines += ["", "Findings in the images"]
         found = [_describe_finding(f, num_slices) for f in reading.findings]
         lines += [f"  {text}" for text in found or ["none of those this model knows"]]
+    if reading.decided:
+        lines += ["", "Reviewed by: ____________________  Date and time: ____________________"]
     if reading.report_source:
         lines += ["", f"Report from: {reading.report_source}"]
     if reading.transcript:
@@ -66,6 +68,8 @@ def _describe_point(number: int, point: Discrepancy, num_slices: int) -> Iterato
     for proof in point.evidence:
         if proof.slice_index is not None:
             yield f"     see        {slice_words(proof.slice_index, num_slices)}"
+    if point.decision:
+        yield f"     reviewer   {point.decision}"
 
 
 def _describe_finding(finding: Finding, num_slices: int) -> str:

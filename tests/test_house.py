@@ -225,7 +225,7 @@ def test_the_public_api_is_what_is_recorded():
     assert pipelines.__all__ == ["Task", "pipeline"]
     assert fields == {
         "Finding": ["name", "side", "size_mm", "slice_index", "box", "probability", "evidence"],
-        "Discrepancy": ["type", "sentence", "correction", "probability", "evidence"],
+        "Discrepancy": ["type", "sentence", "correction", "probability", "evidence", "decision"],
         "Evidence": ["kind", "slice_index", "position_mm", "box", "sentence", "score"],
     }
     assert list(Reading.__dataclass_fields__) == [

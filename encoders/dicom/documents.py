@@ -204,10 +204,15 @@ def _encapsulated(header: Any) -> bytes:
 
 
 def _pdf_lines(header: Any) -> list[str]:
-    return _pdf_text(_encapsulated(header))
+    return lines_of_pdf(_encapsulated(header))
 
 
-def _pdf_text(data: bytes) -> list[str]:
+def lines_of_pdf(data: bytes) -> list[str]:
+    """The lines of a PDF.
+
+    Raises:
+        ValueError: it is broken, or too long.
+    """
     from pypdf import PdfReader
     from pypdf.errors import PyPdfError
 
@@ -248,7 +253,7 @@ def _plain_body(text: ElementTree.Element) -> list[str]:
     if text.get("representation") == "B64":
         content = base64.b64decode(content)
     if text.get("mediaType") == "application/pdf":
-        return _pdf_text(content)
+        return lines_of_pdf(content)
     if not (text.get("mediaType") or "text/plain").startswith("text/"):
         raise ValueError("a CDA body that is neither text nor PDF")
     return content.decode(errors="replace").splitlines()

@@ -40,7 +40,7 @@ def launch_options() -> dict[str, Any]:
     )
     return {
         "theme": theme, "css": READING_ROOM_CSS + PLAYGROUND_CSS, "head": _POLICY,
-        "footer_links": [], "max_file_size": MAX_UPLOAD, "i18n": languages(),
+        "footer_links": ["settings"], "max_file_size": MAX_UPLOAD, "i18n": languages(),
         "app_kwargs": {"routes": routes()},
     }  # fmt: skip
 
@@ -58,7 +58,7 @@ def build_app(model: str | Backend | None = None) -> gradio.Blocks:
         if model is None:
             gr.Markdown(say("demo_note"))
         with gr.Tab(say("reading_room")):
-            build_reading_room(backend)
+            build_reading_room(page, backend)
         with gr.Tab(say("playground")):
             build_playground(backend)
     return page

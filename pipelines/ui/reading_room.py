@@ -1,60 +1,271 @@
-"""The reading room: a study and its report in, one framed reading and its files out."""
+"""The reading room's components and events: study and viewer on one side, words and reading beside.
 
-from __future__ import annotations
+What is drawn by JavaScript (`pipelines.ui.viewer`) gets plain values and shows them as text.
+"""
 
-from collections.abc import Sequence
+# No `from __future__ import annotations` here: Gradio reads the handlers' annotations, and what they
+# name is imported within the functions.
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from encoders.dicom.identifiers import identifiers_of
 from encoders.errors import MissingInput
 from multimodal.backends import Backend
 from pipelines import pipeline
+from pipelines.dictation import Listening
+from pipelines.documents import read_report
 from pipelines.evidence import Reading
+from pipelines.ui import flows
 from pipelines.ui.guards import errors_as_help
-from pipelines.ui.uploads import Results, framed, load_sample, one_input
+from pipelines.ui.rooms import Room, Rooms
+from pipelines.ui.uploads import load_sample, one_input
+from pipelines.ui.viewer import PREFIX
 from pipelines.ui.words import say
 
 CSS = """
-.reading { width: 100%; height: 78vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }
-.waiting { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 2rem; text-align: center; }
+#study-files { min-height: 0; }
+.cr-side { gap: .75rem; }
+@media (max-width: 640px) { .gradio-container { padding: .5rem !important; } }
 """
-_WAITING = (
-    '<div class="waiting">Give a study and, if you like, its report, then press Read.'
-    "<br>What is found appears here, with the slices to look at.</div>"
-)
+_REPORT_FILES = [".txt", ".docx", ".pdf", ".dcm", *flows.RECORDINGS]
 
 
-def build_reading_room(backend: Backend) -> None:
-    """The room's components and events, within the page being built."""
+def build_reading_room(page: Any, backend: Backend) -> None:
+    """Lay out the room within the page being built, and connect it."""
     import gradio as gr
 
-    with gr.Row():
-        with gr.Column(scale=2):
-            files = gr.File(label=say("study"), file_count="multiple", height=180)
-            report = gr.Textbox(label=say("report"), lines=8, placeholder=say("paste_report"))
-            dictation = gr.Audio(
-                label=say("dictate"), sources=["microphone", "upload"], type="filepath"
+    rooms = Rooms()
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=7, min_width=320):
+            viewer = drawn("viewer")
+            study = drawn("series", "choose", "reveal")
+        with gr.Column(scale=5, min_width=320, elem_classes="cr-side"):
+            files = gr.File(
+                label=say("study"), file_count="multiple", height=150, elem_id="study-files"
             )
-            question = gr.Textbox(label=say("question"))
             with gr.Row():
-                sample = gr.Button(say("load_sample"))
-                run = gr.Button(say("read"), variant="primary")
-        with gr.Column(scale=3):
-            shown = gr.HTML(_WAITING, label=say("reading"))
-            saved = gr.File(label=say("download"), interactive=False, visible=False)
-    results = Results()
+                folder = gr.UploadButton(say("open_folder"), file_count="directory", size="sm")
+                sample = gr.Button(say("load_sample"), size="sm")
+            report = gr.Textbox(label=say("report"), lines=7, placeholder=say("paste_report"))
+            with gr.Row():
+                words = gr.UploadButton(say("upload_words"), file_types=_REPORT_FILES, size="sm")
+                own = gr.Button(say("own_report"), size="sm", visible=False)
+            with gr.Accordion(say("dictate"), open=False):
+                voice = gr.Audio(
+                    label=say("microphone"), sources=["microphone"], type="numpy", streaming=True
+                )
+                dictated = gr.Textbox(label=say("dictated"), lines=3, info=say("dictated_info"))
+            with gr.Row():
+                start = gr.Button(say("review"), variant="primary")
+                stop = gr.Button(say("stop"))
+            reading = drawn("reading", "decide")
+            with gr.Group(visible=False) as after:
+                question = gr.Textbox(
+                    label=say("ask_on"), placeholder=say("ask_example"), submit_btn=True
+                )
+                save = gr.Button(say("take_away"), size="sm")
+                saved = gr.File(label=say("download"), interactive=False, visible=False)
+    opened = [study, viewer, reading, own, after]
+    _connect_study(rooms, (files, folder, sample), opened, report)
+    _connect_words(rooms, backend, (words, own, voice), (report, dictated))
+    _connect_review(rooms, backend, (start, stop), (report, dictated), (reading, after))
+    _connect_after(rooms, backend, (question, save), (reading, saved))
+    _endpoint(backend)
 
-    def review(files: Any, report: Any, dictation: Any, question: Any) -> tuple[str, Any]:
+    def left(request: gr.Request) -> None:
+        rooms.leave(request.session_hash)
+
+    page.unload(left)
+
+
+def drawn(module: str, *events: str) -> Any:
+    """A component that one of our JavaScript modules draws from its value."""
+    import gradio as gr
+
+    named = ", ".join(f"'{event}'" for event in events)  # Gradio looks for the names in the script
+    return gr.HTML(
+        None,
+        html_template='<div class="cr-host"></div>',
+        js_on_load=f"""
+        // tells of: {named}
+        const base = `${{(window.gradio_config?.root ?? "").replace(/[/]$/, "")}}{PREFIX}/`;
+        import(`${{base}}{module}.js`).then((module) => {{
+          const made = module.mount(element.querySelector(".cr-host"), (name, data) => trigger(name, data));
+          const show = () => made.show(props.value || null);
+          watch("value", show);
+          show();
+        }});
+        """,
+        apply_default_css=False,
+    )
+
+
+def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], report: Any) -> None:
+    """Open what is dropped, chosen or shipped; choose a series; reveal whose it is."""
+    import gradio as gr
+
+    files, folder, sample = sources
+    study = outputs[0]
+
+    def shown(room: Room, steps: Iterator[flows.Opened]) -> Iterator[tuple[Any, ...]]:
+        kept = (gr.skip(), gr.skip(), gr.skip())
         with errors_as_help():
-            reading = read_upload(backend, files, report, dictation=dictation, question=question)
-        return framed(reading), gr.File(value=results.save(reading), visible=True)
+            for number, step in enumerate(steps):
+                volume = step.volume if step.volume else None if number == 0 else gr.skip()
+                cleared: Any = (
+                    {},
+                    gr.Button(visible=bool(step.study["documents"])),
+                    gr.Group(visible=False),
+                )
+                yield step.study, volume, *(cleared if number == 0 else kept)
 
-    def sampled() -> tuple[list[str], str]:
+    def given(files: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        room = rooms.of(request.session_hash)
+        for values in shown(room, flows.open_study(room, [Path(f) for f in files or ()])):
+            yield *values, None
+
+    def sampled(request: gr.Request) -> Iterator[tuple[Any, ...]]:
         with errors_as_help():
-            return load_sample()
+            paths, words = load_sample()
+        room = rooms.of(request.session_hash)
+        for values in shown(room, flows.open_study(room, [Path(p) for p in paths])):
+            yield *values, words
 
-    run.click(review, [files, report, dictation, question], [shown, saved], api_name="read")
-    sample.click(sampled, None, [files, report], api_visibility="private", show_progress="hidden")
+    def chosen(event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        room, data = rooms.of(request.session_hash), event._data
+        yield from shown(room, flows.choose_series(room, str(data["key"]), bool(data["allow"])))
+
+    def revealed(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
+        room = rooms.of(request.session_hash)
+        with errors_as_help():
+            if room.series is None:
+                raise MissingInput("No study is open (any more); open it again.")
+            named = {"identifiers": identifiers_of(room.series)} if event._data["shown"] else {}
+        return {**room.describe(), **named}
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    files.upload(given, files, [*outputs, files], **quiet)
+    folder.upload(given, folder, [*outputs, folder], **quiet)
+    sample.click(sampled, None, [*outputs, report], **quiet)
+    study.choose(chosen, None, outputs, **quiet)
+    study.reveal(revealed, None, study, **quiet)
+
+
+def _connect_words(rooms: Rooms, backend: Backend, sources: Any, boxes: Any) -> None:
+    """Fill the report from a file or the study's own; the dictation from a recording or live."""
+    import gradio as gr
+
+    words, own, voice = sources
+    report, dictated = boxes
+
+    def uploaded(file: str) -> Iterator[tuple[Any, Any, None]]:
+        path = Path(file)
+        with errors_as_help():
+            if path.suffix.lower() in flows.RECORDINGS:
+                for heard in flows.hear(backend, path):
+                    yield gr.skip(), heard, None
+            else:
+                yield read_report(path), gr.skip(), None
+
+    def offered(request: gr.Request) -> str:
+        from encoders.dicom.documents import report_texts
+
+        found = rooms.of(request.session_hash).found
+        with errors_as_help():
+            texts, problems = report_texts(found.documents if found else ())
+            if not texts:
+                raise MissingInput(
+                    problems[0].message if problems else "The study holds no report."
+                )
+        return texts[0].text
+
+    def begun(request: gr.Request) -> str:
+        rooms.of(request.session_hash).ear = Listening(backend)
+        return ""
+
+    def heard(sound: tuple[int, Any] | None, request: gr.Request) -> Any:
+        ear = rooms.of(request.session_hash).ear
+        if sound is None or ear is None or not len(sound[1]):
+            return gr.skip()
+        with errors_as_help():
+            return ear.feed(sound[1], sound[0])
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    words.upload(uploaded, words, [report, dictated, words], **quiet)
+    own.click(offered, None, report, **quiet)
+    voice.start_recording(begun, None, dictated, **quiet)
+    voice.stream(
+        heard, voice, dictated, stream_every=1.5, time_limit=600, concurrency_limit=4, **quiet
+    )
+
+
+def _connect_review(rooms: Rooms, backend: Backend, buttons: Any, boxes: Any, shown: Any) -> None:
+    """Review, and a stop that stops; what a person decides about a point."""
+    import gradio as gr
+
+    start, stop = buttons
+    reading, after = shown
+
+    def reviewed(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+        room = rooms.of(request.session_hash)
+        words = "\n\n".join(text.strip() for text in (report, dictated) if text and text.strip())
+        with errors_as_help():
+            for value in flows.review(room, backend, words):
+                yield value, gr.Group(visible=value["state"] == "done")
+
+    def stopped(request: gr.Request) -> None:
+        rooms.of(request.session_hash).stopped.set()
+
+    def decided(event: gr.EventData, request: gr.Request) -> None:
+        room, data = rooms.of(request.session_hash), event._data
+        if room.reading and data["decision"] in ("", "accepted", "rejected"):
+            room.decisions[int(data["number"])] = data["decision"]
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    start.click(reviewed, list(boxes), [reading, after], **quiet)
+    stop.click(stopped, None, None, queue=False, **quiet)
+    reading.decide(decided, None, None, queue=False, **quiet)
+
+
+def _connect_after(rooms: Rooms, backend: Backend, sources: Any, shown: Any) -> None:
+    """Ask on about the study, and take the reading away."""
+    import gradio as gr
+
+    question, save = sources
+    reading, saved = shown
+
+    def asked(question: str, request: gr.Request) -> Iterator[tuple[Any, str]]:
+        with errors_as_help():
+            for value in flows.ask(rooms.of(request.session_hash), backend, question):
+                yield value, ""
+
+    def taken(request: gr.Request) -> Any:
+        with errors_as_help():
+            files = rooms.of(request.session_hash).save()
+        return gr.File(value=[str(file) for file in files], visible=True)
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    question.submit(asked, question, [reading, question], **quiet)
+    save.click(taken, None, saved, **quiet)
+
+
+def _endpoint(backend: Backend) -> None:
+    """`/read` for programs: a study's files and words in, the reading's JSON out."""
+    import gradio as gr
+
+    def read(files: Any, report: str, dictation: str | None, question: str) -> dict[str, Any]:
+        with errors_as_help():
+            return read_upload(
+                backend, files, report, dictation=dictation, question=question
+            ).to_dict()
+
+    with gr.Group(visible=False):
+        files, report = gr.File(file_count="multiple"), gr.Textbox()
+        dictation, question = gr.Audio(type="filepath"), gr.Textbox()
+        answer = gr.JSON()
+        gr.Button().click(read, [files, report, dictation, question], answer, api_name="read")
 
 
 def read_upload(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import secrets
 import shutil
 import tempfile
-import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from encoders.errors import MissingInput
 from multimodal.backends import DEMO
 from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video
-
-if TYPE_CHECKING:
-    from pipelines.evidence import Reading
 
 KEEP_S = 1800  # uploads and results are deleted after half an hour
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -118,28 +111,3 @@ def load_sample() -> tuple[list[str], str]:
         raise MissingInput("this installation has no sample study; `make train-demo` makes one")
     files = [str(f) for f in sorted((folder / "study").iterdir())]
     return files, (folder / "report.txt").read_text(encoding="utf-8")
-
-
-class Results:
-    """Readings kept as files until they are `KEEP_S` old, or the process ends."""
-
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="crossread-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-
-    def save(self, reading: Reading) -> list[str]:
-        """Paths of the reading's JSON and page; old ones are removed."""
-        for old in self._folder.iterdir():
-            if time.time() - old.stat().st_mtime > KEEP_S:
-                shutil.rmtree(old)
-        place = self._folder / secrets.token_hex(8)
-        place.mkdir()
-        (place / "reading.json").write_text(reading.to_json(), encoding="utf-8")
-        (place / "reading.html").write_text(reading.to_html(), encoding="utf-8")
-        return [str(place / "reading.json"), str(place / "reading.html")]
-
-
-def framed(reading: Reading) -> str:
-    """The reading's page within a page, where it can run nothing and fetch nothing."""
-    inside = html.escape(reading.to_html(), quote=True)
-    return f'<iframe class="reading" title="Reading" sandbox srcdoc="{inside}"></iframe>'

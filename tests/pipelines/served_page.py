@@ -32,12 +32,11 @@ def ask(url: str, study: Path, folder: Path) -> dict[str, Any]:
 
     client = Client(url, verbose=False, download_files=str(folder))
     files = [handle_file(f) for f in sorted(study.iterdir())]
-    frame, saved = client.predict(files, "Left effusion.", None, "hello?", api_name="/read")
+    reading = client.predict(files, "Left effusion.", None, "hello?", api_name="/read")
     (folder / "notes.txt").write_text("hello")
     notes = [handle_file(folder / "notes.txt")]
     return {
-        "frame": frame,
-        "json": Path(saved["value"][0]).read_text(encoding="utf-8"),
+        "reading": reading,
         "nothing": refusal(client, [], "No nodule.", None, ""),
         "no dicom": refusal(client, notes, "", None, ""),
         "chat": client.predict({"text": "hello", "files": []}, api_name="/chat"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import wave
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from encoders.errors import IncompatibleModel, InvalidMessage, MissingInput, UnreadableAudio
 from multimodal.messages import Audio
 from pipelines.batch import Failed
-from pipelines.dictation import MAX_SECONDS, DictationPipeline, Segment, Transcript
+from pipelines.dictation import MAX_SECONDS, DictationPipeline, Listening, Segment, Transcript
 from tests.makers import FakeBackend
 
 
@@ -104,3 +105,20 @@ def test_a_model_that_cannot_hear_is_refused(speech: np.ndarray):
 def test_many_recordings_cannot_be_streamed(speech: np.ndarray):
     with pytest.raises(InvalidMessage, match="one recording at a time"):
         DictationPipeline(FakeBackend())([(speech, 16000)], stream=True)
+
+
+def test_what_was_said_before_a_pause_stays_and_is_heard_no_more(long_speech: np.ndarray):
+    backend = Listener()
+    ear = Listening(backend)
+    said = [ear.feed(part, 16000).split() for part in np.array_split(long_speech, 14)]
+    for before, after in itertools.pairwise(said):
+        assert after[: len(before) - 1] == before[:-1]  # only the newest words may change
+    assert len(said[-1]) >= 3
+    assert all(len(piece) <= MAX_SECONDS * 16000 for piece in backend.heard)
+    assert np.array_equal(backend.heard[-1], long_speech[-len(backend.heard[-1]) :])
+
+
+def test_silence_is_not_put_to_the_model():
+    backend = Listener()
+    assert Listening(backend).feed(np.zeros((96000, 2), np.int16), 48000) == ""
+    assert backend.heard == []

@@ -4,7 +4,6 @@ pages, errors, logs, caches, DICOM results, de-identified copies."""
 from __future__ import annotations
 
 import contextlib
-import html
 import json
 import logging
 import re
@@ -169,11 +168,13 @@ def _break(study: Path, seen: Seen, work: Path) -> None:
 
 
 def _upload(study: Path, seen: Seen) -> None:
-    from pipelines.ui import read_upload
-    from pipelines.ui.uploads import framed
+    from pipelines.ui.flows import open_study, review
+    from pipelines.ui.rooms import Room
 
-    files = [str(f) for f in sorted(study.iterdir())]
-    seen.add("page of the app", html.unescape(framed(read_upload(FakeBackend(), files, REPORT))))
+    room = Room()
+    shown = [[step.study, step.volume] for step in open_study(room, sorted(study.iterdir()))]
+    seen.add("page of the app", json.dumps([shown, list(review(room, FakeBackend(), REPORT))]))
+    room.close()
 
 
 def _export(study: Path, seen: Seen, work: Path) -> None:

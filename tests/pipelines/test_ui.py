@@ -1,10 +1,8 @@
-"""The page: uploads become inputs, readings are framed, and a real server answers a real client."""
+"""The page: uploads become inputs, and a real server answers a real client."""
 
 from __future__ import annotations
 
-import html
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,9 +21,6 @@ from pipelines.ct_report import CtReportPipeline
 from pipelines.ui import launch_options
 from pipelines.ui.reading_room import read_upload
 from pipelines.ui.uploads import (
-    KEEP_S,
-    Results,
-    framed,
     load_sample,
     message_of,
     messages_of,
@@ -76,32 +71,6 @@ def test_files_of_one_name_are_kept_apart_and_called_by_it(tmp_path: Path):
 def test_nothing_given_is_help_not_failure(backend: FakeBackend, files: Any):
     with pytest.raises(MissingInput, match="Give a study first"):
         read_upload(backend, files)
-
-
-def test_the_frame_holds_the_page_and_lets_it_do_nothing(
-    backend: FakeBackend, phantom_series: Path
-):
-    reading = CtReportPipeline(backend)(phantom_series, 'Left effusion. "</iframe><script>x')
-    frame = framed(reading)
-    start, inside = frame.split(' srcdoc="')
-    assert start == '<iframe class="reading" title="Reading" sandbox'
-    inside, end = inside.rsplit('"', 1)
-    assert end == "></iframe>"
-    assert '"' not in inside
-    assert html.unescape(inside) == reading.to_html()
-
-
-def test_results_are_kept_for_a_while_only(backend: FakeBackend, phantom_series: Path):
-    reading = CtReportPipeline(backend)(phantom_series)
-    results = Results()
-    old = results.save(reading)
-    assert json.loads(Path(old[0]).read_text(encoding="utf-8")) == reading.to_dict()
-    past = Path(old[0]).stat().st_mtime - KEEP_S - 1
-    os.utime(Path(old[0]).parent, (past, past))
-    new = results.save(reading)
-    assert [Path(p).exists() for p in (*old, *new)] == [False, False, True, True]
-    del results
-    assert not Path(new[0]).exists()
 
 
 @pytest.fixture
@@ -206,10 +175,8 @@ def test_a_served_page_reads_a_study_talks_and_explains_errors(phantom_series: P
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    inside = html.unescape(answers["frame"])
-    assert "differ in 1 point." in inside
-    assert "good day" in inside
-    reading = json.loads(answers["json"])
+    reading = answers["reading"]
+    assert reading["answer"] == "good day"
     assert [d["type"] for d in reading["discrepancies"]] == ["insertion"]
     assert reading["study"]["num_slices"] == 24
     assert "Give a study first" in answers["nothing"]

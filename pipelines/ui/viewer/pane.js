@@ -198,7 +198,7 @@ export class Pane {
     const [left, right, upper, lower] = plane.letters;
     this.write(left, 8, height / 2, "left");
     this.write(right, width - 8, height / 2, "right");
-    this.write(upper, width / 2, 14, "center");
+    this.write(upper, width / 2, width < 360 ? 32 : 14, "center"); // below the slice number where it is narrow
     this.write(lower, width / 2, height - 12, "center");
     const place = this.placeWords();
     this.write(`${say(plane.name)} ${this.index + 1} / ${this.count}${place}`, 8, 14, "left");

@@ -97,6 +97,7 @@ export class Viewer {
   }
 
   tell(key) {
+    this.stage.classList.add("cr-empty");
     this.stage.replaceChildren(word(element("p", "cr-note"), key));
     this.shownPanes = [];
   }
@@ -123,6 +124,7 @@ export class Viewer {
     const all = layout === "all" && this.panes.length > 1;
     this.layout = all ? "all" : one.plane.name;
     this.shownPanes = all ? [this.main, ...this.panes.filter((pane) => pane !== this.main)] : [one];
+    this.stage.classList.remove("cr-empty");
     this.stage.classList.toggle("cr-all", all);
     this.stage.replaceChildren(...this.shownPanes.map((pane) => pane.box));
     this.focused = this.shownPanes[0];

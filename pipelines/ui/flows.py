@@ -1,0 +1,142 @@
+"""What happens in a reading room, as values for the page: open, review, ask on, listen.
+
+Generators that give a page something to show at every step; no Gradio and no words of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import BurnedInText, MissingInput
+from multimodal.backends import Backend, Finished, Token
+from pipelines import pipeline
+from pipelines.dictation import Transcript
+from pipelines.evidence import Discrepancy, Finding, Reading
+from pipelines.session import Step, follow_up
+from pipelines.ui.rooms import Asked, Room, describe_asked, describe_reading
+
+RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The study browser's value and the viewer's; None for the viewer where it keeps its own."""
+
+    study: dict[str, Any]
+    volume: dict[str, Any] | None = None
+
+
+def open_study(room: Room, files: Sequence[Path]) -> Iterator[Opened]:
+    """List the series, show one slice of the default one, then all of it.
+
+    Raises:
+        InputError: nothing of it can be read.
+    """
+    room.open(files)
+    yield Opened(room.describe())
+    yield from show_series(room, allow_burned_in=False)
+
+
+def choose_series(room: Room, key: str, allow_burned_in: bool) -> Iterator[Opened]:
+    """Show another series; pictures that may name a patient only where the person asks for them.
+
+    Raises:
+        InputError: it is gone, or cannot be decoded.
+    """
+    room.choose(key)
+    yield from show_series(room, allow_burned_in=allow_burned_in)
+
+
+def show_series(room: Room, *, allow_burned_in: bool) -> Iterator[Opened]:
+    """One slice at once, then every series' thumbnail, then all slices."""
+    try:
+        yield Opened(room.describe(), room.preview(allow_burned_in))
+    except BurnedInText:
+        room.draw_thumbnails()
+        yield Opened(room.describe())  # the list says so, and a press on the series shows it
+        return
+    room.draw_thumbnails()
+    yield Opened(room.describe())
+    volume = room.load(allow_burned_in)
+    yield Opened(room.describe(), volume)
+
+
+def review(room: Room, backend: Backend, report: str) -> Iterator[dict[str, Any]]:
+    """Read the open series with its report; stops between two questions once the room says so.
+
+    Raises:
+        MissingInput: no study is open.
+        CrossReadError: what the pipeline raises.
+    """
+    if room.volume is None:
+        raise MissingInput("Open a study first, and wait until its slices are there.")
+    room.stopped.clear()
+    room.reading, room.asked, room.decisions = None, [], {}
+    findings: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []
+    step = Step("look")
+    read = pipeline("ct-report", backend)
+    with closing(read(room.volume, report.strip() or None, stream=True)) as events:  # type: ignore[type-var]
+        for event in events:
+            if room.stopped.is_set():
+                yield {"state": "stopped", "findings": findings, "points": points}
+                return
+            if isinstance(event, Step):
+                step = event
+            elif isinstance(event, Finding):
+                findings.append(asdict(event))
+            elif isinstance(event, Discrepancy):
+                points.append(asdict(event))
+            elif isinstance(event, Reading):
+                room.reading = event
+            yield {"state": "running", "step": asdict(step), "findings": findings, "points": points}
+    yield done(room)
+
+
+def done(room: Room) -> dict[str, Any]:
+    """A finished reading with what was asked and decided since."""
+    assert room.reading is not None
+    return {
+        "state": "done", "reading": describe_reading(room.reading),
+        "asked": describe_asked(room.asked), "decisions": {str(n): d for n, d in room.decisions.items()},  # JSON has no other keys
+    }  # fmt: skip
+
+
+def ask(room: Room, backend: Backend, question: str) -> Iterator[dict[str, Any]]:
+    """A further question about the study that was read; its answer as it grows.
+
+    Raises:
+        MissingInput: there is no reading yet, or no question.
+    """
+    reading = room.judged()
+    if not question.strip() or room.volume is None:
+        raise MissingInput("Type a question first.")
+    room.stopped.clear()
+    asked = Asked(question.strip())
+    room.asked.append(asked)
+    yield done(room)
+    for event in follow_up(backend, room.volume, reading, asked.question):
+        if room.stopped.is_set():
+            return
+        if isinstance(event, Token):
+            asked.answer += event.text
+        elif isinstance(event, Finished):
+            asked.answer, asked.num_encoded = event.text, event.usage.encoded_media
+        yield done(room)
+
+
+def hear(backend: Backend, recording: Path) -> Iterator[str]:
+    """The words of a recording, as far as they are heard.
+
+    Raises:
+        CrossReadError: what the pipeline raises.
+    """
+    heard: list[str] = []
+    for event in pipeline("dictation", backend)(recording, stream=True):
+        if not isinstance(event, Transcript):
+            heard.append(event.text)
+            yield " ".join(words for words in heard if words)
