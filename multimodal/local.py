@@ -35,6 +35,7 @@ from multimodal.backends import (
 from multimodal.encoding import Encoded, MediaEncoder, weights_revision
 from multimodal.engine import sequence as seq
 from multimodal.engine.engine import Engine
+from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.engine.memory import num_places
 from multimodal.engine.runner import PackedRunner, PlainRunner, Runner
 from multimodal.engine.scheduler import Limits
@@ -153,11 +154,13 @@ class LocalBackend:
         """The answer as events; see `Backend.generate`. Media are read and encoded in this call.
 
         Raises:
-            InputError: a medium that cannot be read, or holds values that are no numbers.
+            InputError: a medium that cannot be read, or holds values that are no numbers; a
+                JSON schema that cannot be enforced.
             ContextOverflow: prompt and answer do not fit the model's context.
         """
         options = options or GenerateOptions()
         asked_s, started = time.monotonic(), time.perf_counter()
+        constraint = self._constraint(options)
         plain, parts = self.processor.flatten(messages)
         with torch.inference_mode():
             media, num_encoded = self._encoder.encode(parts, options.tenant)
@@ -169,13 +172,14 @@ class LocalBackend:
             self._check_length(len(ids), options)
             regions = self._regions(media) if options.ground else ()
             embeds, content = self._embeds(ids, media), self._content(ids, media)
+        choices = tuple(map(self._encode_choice, options.choices))
         usage = Usage(len(ids), 0, num_encoded, timings_s)
         finished = Finished("", "stop", usage, {}, regions, inputs.problems)
         stream = EventStream(lambda: self.engine.cancel(sequence))
         answer = Answer(stream.put, self._decoder, options, finished)
         sequence = seq.Sequence(
             options, embeds, content, answer.tell, self._end_ids,
-            tuple(map(self._encode_choice, options.choices)), asked_s=asked_s,
+            choices, constraint, asked_s=asked_s,
         )  # fmt: skip
         self.engine.submit(sequence)
         return stream
@@ -194,6 +198,7 @@ class LocalBackend:
         with self._lock:
             num_tokens = self.processor.num_tokens(self.processor.render(plain), sizes)
         most = self._check_length(num_tokens, options or GenerateOptions())
+        self._constraint(options or GenerateOptions())
         return Estimate(num_tokens, most, sizes)
 
     def load(self) -> Load:
@@ -235,6 +240,13 @@ class LocalBackend:
     def _encode_choice(self, choice: str) -> tuple[int, ...]:
         with self._lock:
             return tuple(self.processor.tokenizer.encode(choice, add_special_tokens=False))
+
+    def _constraint(self, options: GenerateOptions) -> JsonConstraint | None:
+        return self._grammars.json(options.json_schema) if options.json_schema else None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._decoder, self.model.config.text_config.vocab_size, self._end_ids)
 
     def _embeds(self, ids: torch.Tensor, media: Sequence[Encoded]) -> torch.Tensor:
         """`[length, hidden]`."""

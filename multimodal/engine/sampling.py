@@ -59,7 +59,8 @@ def _bent(logits: torch.Tensor, sequences: Sequence[seq.Sequence]) -> torch.Tens
     for row in constrained:
         constraint = sequences[row].constraint
         assert constraint is not None
-        bent[row].masked_fill_(~constraint.allowed().to(bent.device), _NEVER)
+        allowed = constraint.allowed()[: bent.shape[-1]].to(bent.device)
+        bent[row].masked_fill_(~allowed, _NEVER)
     return bent
 
 
