@@ -367,9 +367,12 @@ def _read_one(
     """The reading of a study on disk or at an address, and the DICOM objects written of it."""
     from encoders.dicom import scan
     from encoders.dicom.remote import on_disk
+    from encoders.dicom.results import read_identity
 
     with on_disk(str(case.study)) as (path, told):
         study = scan(path, lenient=lenient)
+        if dicom_out:
+            read_identity(study.choose(case.series))  # before the work, so that it is not lost
         reading = task(
             study, case.report, case.dictation, case.question, series=case.series,
             report_from_study=case.report_from_study, allow_burned_in=case.allow_burned_in,

@@ -42,13 +42,27 @@ _ALSO_REMOVED = frozenset({
 })  # fmt: skip
 _SAFE_PROSE = ("CodingScheme", "ImageDisplayFormat")  # keywords of prose that names no one
 _CLASS_UIDS = ("SOPClass", "TransferSyntax", "CodingScheme", "ContextUID", "MappingResource")
-# Of PS3.15 Table E.3.10-1: numbers without which pixels lose their meaning
+# The numeric elements of PS3.15 Table E.3.10-1, as its note 2 advises: text and bulk data may name
+# people. Compared with the edition in github.com/chsasank/dicom_standard at 2c591286.
+_BRAIN_PARTS = tuple(range(0x01, 0x17))
 _SAFE_PRIVATE = {
     ("Philips PET Private Group", 0x7053): (0x00, 0x09),  # SUV and activity factors
     ("Philips MR Imaging DD 001", 0x2005): (0x0D, 0x0E),  # scale intercept and slope
+    ("Philips Imaging DD 001", 0x2001): (0x03,),  # b value
     ("SIEMENS MR HEADER", 0x0019): (0x0C, 0x0E, 0x27),  # b value, direction, matrix
-    ("GEMS_PARM_01", 0x0043): (0x39,),  # b value
-    ("ELSCINT1", 0x00E1): (0x21,),  # dose length product
+    ("GEMS_ACQU_01", 0x0019): (0x23, 0x24, 0x27),  # table speed, times
+    ("GEMS_SERS_01", 0x0025): (0x07,),  # images in the series
+    ("GEMS_PARM_01", 0x0043): (0x39, 0x6F),  # b value, gradient coil
+    ("GEMS_HELIOS_01", 0x0045): (0x01, 0x02),  # detector rows and width
+    ("GEIIS PACS", 0x0903): (0x10, 0x11, 0x12),  # flags
+    ("ELSCINT1", 0x00E1): (0x21, 0x50),  # dose length product, duration
+    ("ELSCINT1", 0x01F1): (0x07, 0x26, 0x27),  # table velocity, pitch, rotation time
+    ("NQHeader", 0x0099): (0x04, 0x10, 0x21),  # return code, motion, volume
+    ("NQLeft", 0x0199): _BRAIN_PARTS,
+    ("NQRight", 0x0299): _BRAIN_PARTS,
+    ("SIEMENS Ultrasound SC2000", 0x0119): (0x05, 0x06, 0x07, 0x08, 0x09, 0x13),
+    ("SIEMENS Ultrasound SC2000", 0x0139): (0x01,),
+    ("SIEMENS Ultrasound SC2000", 0x0149): (0x01, 0x02, 0x03),
 }
 # what a value must look like that is kept as it is (PS3.5 6.2); free text hides in broken values
 _FORMS = {

@@ -161,7 +161,8 @@ def read_identity(series: Series) -> Dataset:
     )  # fmt: skip
     if not header.get("StudyInstanceUID"):
         raise InputError(
-            f"{first.name!r} has no StudyInstanceUID (0020,000D); a result cannot be filed under it"
+            f"{first.name!r} has no StudyInstanceUID (0020,000D); a result cannot be filed under it;"
+            " export the study again, or read it without writing DICOM"
         )
     identity = Dataset()
     for name in (*_IDENTITY, *_ALSO):

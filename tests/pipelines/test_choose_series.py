@@ -127,3 +127,17 @@ def test_chat_takes_the_address_of_a_study(
 ) -> None:
     monkeypatch.setenv("CROSSREAD_DICOMWEB_HOSTS", "127.0.0.1")
     assert run("chat", "hello", "--dicom", stored, "--series", "1")[:2] == (0, "good day \n")
+
+
+def test_results_that_cannot_be_filed_are_refused_before_the_model_is_asked(
+    study: Path, backend: Recorder, run: Any, tmp_path: Path
+) -> None:
+    for file in study.rglob("*.dcm"):
+        header = pydicom.dcmread(file)
+        del header.StudyInstanceUID
+        header.save_as(file)
+    code, _, err = run("read", study, "--dicom", "--out", tmp_path / "out")
+    assert (code, backend.asked) == (3, [])
+    assert "no StudyInstanceUID (0020,000D)" in err
+    assert "read it without writing DICOM" in err
+    assert run("read", study)[0] == 0

@@ -225,6 +225,21 @@ def test_safe_private_numbers_stay_where_asked_and_no_others() -> None:
     assert "QXZ" not in str(kept)
 
 
+def test_every_safe_private_element_is_kept_and_its_neighbours_are_not() -> None:
+    """The list is the numeric part of PS3.15 Table E.3.10-1: 81 elements."""
+    from encoders.dicom.deidentify import _SAFE_PRIVATE
+
+    data = Dataset()
+    for (creator, group), numbers in _SAFE_PRIVATE.items():
+        block = data.private_block(group, creator, create=True)
+        for number in {*numbers, 0xEE}:
+            block.add_new(number, "FD", 1.0)
+    kept = tool(retain=("safe-private",)).dataset(data)
+    numbers = [e.tag.element & 0xFF for e in kept if not e.tag.is_private_creator]
+    assert 0xEE not in numbers
+    assert len(numbers) == sum(map(len, _SAFE_PRIVATE.values())) == 81
+
+
 @pytest.mark.parametrize("options", [(), ("uids", "modified-dates"), ("dates", "device")])
 def test_what_was_done_is_written_down(options: tuple[str, ...]) -> None:
     out = Dataset()
