@@ -1,8 +1,9 @@
 """DICOMweb (PS3.18): find studies, fetch one into a private folder, store results.
 
-A study is fetched by its metadata first, then object by object, several at a time, straight to
-disk. Files are named by a hash, never by what the server sends; a file under its final name is
-complete, so a fetch into the same folder goes on where it was interrupted. Rules: `guarded`.
+A study is fetched by its metadata first, then object by object, those of many frames frame by
+frame, several at a time, straight to disk. Files are named by a hash, never by what the server
+sends; a file under its final name is complete, so a fetch into the same folder goes on where it was
+interrupted, within an object too. Rules: `guarded`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +20,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
+from encoders.dicom.framewise import (
+    body_of,
+    comes_in_frames,
+    open_part,
+    syntax_of,
+    write_object,
+)
 from encoders.dicom.guarded import Access, GuardedSession, limited, remote_errors
 from encoders.dicom.header import quiet_pydicom
-from encoders.errors import BadAnswer, InputError, NotFound, Refused, TimedOut, Unreachable
+from encoders.errors import (
+    BadAnswer,
+    InputError,
+    NotFound,
+    Refused,
+    RemoteError,
+    TimedOut,
+    Unreachable,
+)
 from encoders.features import Problem
 
 T = TypeVar("T")
@@ -35,7 +51,9 @@ _ADDRESS = re.compile(
     r"(?:/series/(?P<series>[0-9.]{1,64}))?)?/?"
 )
 _ATTEMPTS, _PAUSE_MS = 3, 200
+_MAX_BULK_BYTES = 2**24  # of one value that is no pixels: a palette, an overlay
 _DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,8 @@ class _Instance:
     series_uid: str
     sop_uid: str
     num_bytes: int
+    num_frames: int = 1  # to be fetched one by one
+    header: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of such objects
 
     @property
     def file_name(self) -> str:
@@ -204,9 +224,11 @@ def fetch(url: str, folder: Path, access: Access | None = None) -> list[Problem]
         GuardedSession(at.base, access) as session,
         ThreadPoolExecutor(access.workers) as pool,
     ):
-        jobs = [pool.submit(_fetch_one, session, at, i, (Path(parts), folder)) for i in missing]
+        work = _Fetch(session, at, Path(parts), folder)
+        jobs = [pool.submit(work.whole, i) for i in missing if i.num_frames == 1]
         try:
             found = [job.result() for job in jobs]
+            found += [work.framewise(pool, i) for i in missing if i.num_frames > 1]
         except BaseException:  # whatever it was: do not go on with the rest
             pool.shutdown(cancel_futures=True)
             raise
@@ -252,76 +274,121 @@ def _instances(listed: Sequence[Mapping[str, Any]]) -> list[_Instance]:
         size = (int(_value(item, "00280100") or 8) + 7) // 8
         for number in numbers:
             size *= int(number or 1)
-        found[sop] = _Instance(str(series), str(sop), size)
+        framed = comes_in_frames(item)
+        found[sop] = _Instance(
+            str(series), str(sop), size, int(numbers[-1]) if framed else 1, item if framed else {}
+        )
     return list(found.values())
 
 
-def _fetch_one(
-    session: GuardedSession, at: _Address, instance: _Instance, folders: tuple[Path, Path]
-) -> Problem | None:
-    """Fetch one object; a broken connection is tried again, what the server lacks is told."""
-    url = f"{at.base}/studies/{at.study}/series/{instance.series_uid}/instances/{instance.sop_uid}"
-    part, whole = (folder / instance.file_name for folder in folders)
-    for attempt in range(_ATTEMPTS):
+@dataclass(frozen=True)
+class _Fetch:
+    """One fetch under way: whom to ask, where half files lie, where whole ones go."""
+
+    session: GuardedSession
+    at: _Address
+    parts: Path
+    folder: Path
+
+    def whole(self, instance: _Instance) -> Problem | None:
+        """Fetch one object; what the server lacks is told."""
+        part = self.parts / instance.file_name
         try:
-            _download(session, url, part)
-            _require_instance(part, instance)
-            part.replace(whole)
-            return None
+            self._download(
+                self._url(instance), part, _DICOM, self.session.access.max_instance_bytes
+            )
+            self._keep(part, instance)
         except (NotFound, BadAnswer) as error:
             return Problem("NOT_FETCHED", str(error), instance.file_name)
-        except (Unreachable, TimedOut):
-            if attempt + 1 == _ATTEMPTS:
-                raise
-            time.sleep(_PAUSE_MS / 1000 * 2**attempt)
-    return None
+        return None
+
+    def framewise(self, pool: ThreadPoolExecutor, instance: _Instance) -> Problem | None:
+        """Fetch one object frame by frame; as a whole where the server does not give frames."""
+        frames = self.folder / f"{instance.file_name}.frames"
+        frames.mkdir(exist_ok=True, mode=0o700)
+        try:
+            self._frame(instance, frames, 1)
+        except RemoteError:  # whatever it was, asking for the whole finds out
+            shutil.rmtree(frames)
+            return self.whole(instance)
+        try:
+            numbers = range(2, instance.num_frames + 1)
+            list(pool.map(lambda number: self._frame(instance, frames, number), numbers))
+            self._assemble(instance, sorted(frames.iterdir()))
+        except (NotFound, BadAnswer, Refused):
+            shutil.rmtree(frames)
+            return self.whole(instance)
+        shutil.rmtree(frames)
+        return None
+
+    def _frame(self, instance: _Instance, frames: Path, number: int) -> None:
+        """Fetch a frame, unless it is there, into a file named by its number and syntax."""
+        if any(frames.glob(f"{number:06d}_*")):
+            return
+        part = self.parts / f"{instance.file_name}.{number:06d}"
+        most = 2 * instance.num_bytes // instance.num_frames + 2**20  # compressed ones may grow
+        syntax = self._download(f"{self._url(instance)}/frames/{number}", part, _FRAME, most)
+        part.replace(frames / f"{number:06d}_{syntax}")
+
+    @quiet_pydicom()
+    def _assemble(self, instance: _Instance, frames: list[Path]) -> None:
+        syntaxes = {file.name.partition("_")[2] for file in frames}
+        if len(syntaxes) != 1 or len(frames) != instance.num_frames:
+            raise BadAnswer("the server gave frames of several transfer syntaxes")
+        part = self.parts / instance.file_name
+        write_object(part, instance.header, frames, syntaxes.pop(), bulk=self._bulk)
+        self._keep(part, instance)
+
+    def _bulk(self, url: str) -> bytes:
+        url = urljoin(f"{self.at.base}/", url)
+        if urlsplit(url)[:2] != urlsplit(self.at.base)[:2]:
+            raise BadAnswer("the server keeps values of an object on another host")
+        part = self.parts / hashlib.sha256(url.encode()).hexdigest()
+        self._download(url, part, _FRAME, _MAX_BULK_BYTES)
+        return part.read_bytes()
+
+    def _url(self, instance: _Instance) -> str:
+        series = f"{self.at.base}/studies/{self.at.study}/series/{instance.series_uid}"
+        return f"{series}/instances/{instance.sop_uid}"
+
+    def _keep(self, part: Path, instance: _Instance) -> None:
+        _require_instance(part, instance)
+        part.replace(self.folder / instance.file_name)
+
+    def _download(self, url: str, part: Path, accept: str, most: int) -> str:
+        """Into a file, and its transfer syntax; a broken connection is tried again."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _download(self.session, url, part, accept, most)
+            except (Unreachable, TimedOut):
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE_MS / 1000 * 2**attempt)
+        raise AssertionError("unreachable")
 
 
-def _download(session: GuardedSession, url: str, part: Path) -> None:
+def _download(session: GuardedSession, url: str, part: Path, accept: str, most: int) -> str:
     access = session.access
     with (
         remote_errors(url),
         session.get(
-            url, headers={"Accept": _DICOM}, stream=True, timeout=access.timeout_s
+            url, headers={"Accept": accept}, stream=True, timeout=access.timeout_s
         ) as answer,
     ):  # fmt: skip
         answer.raise_for_status()
-        body = limited(answer, access.max_instance_bytes, access.max_seconds)
+        body = limited(answer, most, access.max_seconds)
+        told = answer.headers.get("Content-Type", "")
         kind = Message()
-        kind["Content-Type"] = answer.headers.get("Content-Type", "")
-        boundary = kind.get_boundary()
+        kind["Content-Type"] = told
+        if boundary := kind.get_boundary():
+            header, rest = open_part(body)
+            told = f"{header.get('Content-Type', '')} {told}"
+            body = body_of(rest, boundary.encode())
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            for piece in first_part(body, boundary.encode()) if boundary else body:
+            for piece in body:
                 file.write(piece)
-
-
-def first_part(chunks: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
-    """The body of the first part of a multipart message (RFC 2046 5.1), as it arrives.
-
-    Raises:
-        BadAnswer: there is none.
-        Unreachable: the message ends within it.
-    """
-    held = b""
-    for chunk in chunks:
-        held += chunk
-        if b"\r\n\r\n" in held or len(held) > 2**16:
-            break
-    _, blank, held = held.partition(b"\r\n\r\n")
-    if not blank:
-        raise BadAnswer("the answer is no multipart message")
-    end = b"\r\n--" + boundary
-    for chunk in chain([b""], chunks):
-        held += chunk
-        body, found, _ = held.partition(end)
-        if found:
-            yield body
-            return
-        safe = max(len(held) - len(end), 0)
-        yield held[:safe]
-        held = held[safe:]
-    raise Unreachable("the answer broke off in the middle of an object")
+    return syntax_of(told)
 
 
 @quiet_pydicom()

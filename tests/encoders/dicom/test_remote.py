@@ -10,7 +10,8 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.encaps import generate_frames
 
 from encoders.dicom import load_volume, scan
+from encoders.dicom.framewise import first_part
 from encoders.dicom.guarded import Access, GuardedSession, check_url
-from encoders.dicom.remote import fetch, find, first_part, is_url, on_disk, store
+from encoders.dicom.remote import fetch, find, is_url, on_disk, store
 from encoders.errors import BadAnswer, InputError, NotFound, Refused, TimedOut, Unreachable
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -60,7 +63,21 @@ class Server:
             headers = [pydicom.dcmread(f, stop_before_pixels=True) for f in self.files.values()]
             listed = [h.to_json_dict() for h in headers]
             return 200, {"Content-Type": "application/dicom+json"}, json.dumps(listed).encode()
+        if "/frames/" in path:
+            return self.frame(path.split("/")[-3], int(path.rpartition("/")[2]))
         return self.instance(path.rpartition("/")[2])
+
+    def frame(self, uid: str, number: int) -> Answer:
+        header = pydicom.dcmread(self.files[uid])
+        syntax, count = header.file_meta.TransferSyntaxUID, int(header.NumberOfFrames)
+        if syntax.is_compressed:
+            data = list(generate_frames(header.PixelData, number_of_frames=count))[number - 1]
+        else:
+            size = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
+            data = header.PixelData[(number - 1) * size : number * size]
+        kind = f'"application/octet-stream; transfer-syntax={syntax}"'
+        body = b"--XX\r\nContent-Type: application/octet-stream\r\n\r\n" + data + b"\r\n--XX--"
+        return 200, {"Content-Type": f"multipart/related; type={kind}; boundary=XX"}, body
 
     def instance(self, uid: str) -> Answer:
         if uid not in self.files:
@@ -76,7 +93,14 @@ class Server:
 
 @pytest.fixture
 def server(phantom_series: Path) -> Iterator[Server]:
-    files = {str(pydicom.dcmread(f).SOPInstanceUID): f for f in phantom_series.iterdir()}
+    with serving(phantom_series.iterdir()) as archive:
+        yield archive
+
+
+@contextmanager
+def serving(paths: Iterable[Path]) -> Iterator[Server]:
+    """A server of the one study that these files make up."""
+    files = {str(pydicom.dcmread(f).SOPInstanceUID): f for f in paths}
     first = pydicom.dcmread(next(iter(files.values())))
     archive = Server(files, str(first.StudyInstanceUID))
 
