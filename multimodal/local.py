@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,6 +117,24 @@ class LocalBackend:
         home = folder if folder.is_dir() else None
         name = folder.resolve().name if home else str(model)
         return cls(network, processor, name, load_novelty(folder), folder=home)
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of MLP neurons left out per token; None where nothing may be."""
+        mlps = sparse_mlps(self.model)
+        return mlps[0].config.sparsity if mlps else None
+
+    def at_sparsity(self, share: float) -> LocalBackend:
+        """A twin on the same weights that leaves out another share; this one stays as it is.
+
+        Raises:
+            IncompatibleModel: the model's MLPs cannot be made sparse.
+        """
+        shared: dict[int, Any] = {id(t): t for t in self.model.parameters()}
+        shared |= {id(t): t for t in self.model.buffers()}
+        twin = copy.deepcopy(self.model, shared)
+        set_sparsity(twin, share)
+        return LocalBackend(twin, self.processor, self.name, self._novelty, folder=self._folder)
 
     def capabilities(self) -> Capabilities:
         """What this composite can do."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from multimodal.backends import Backend, load_backend
+from pipelines.ui.endpoints import build_endpoints, health
 from pipelines.ui.playground import CSS as PLAYGROUND_CSS
 from pipelines.ui.playground import build_playground
 from pipelines.ui.reading_room import CSS as READING_ROOM_CSS
@@ -27,6 +29,7 @@ _POLICY = (
 def launch_options() -> dict[str, Any]:
     """What every launch of the page shares: system fonts, readable colours, a limit on uploads."""
     import gradio as gr
+    from starlette.routing import Route
 
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme: Any = gr.themes.Default(
@@ -40,9 +43,13 @@ def launch_options() -> dict[str, Any]:
     )
     return {
         "theme": theme, "css": READING_ROOM_CSS + PLAYGROUND_CSS, "head": _POLICY,
-        "footer_links": ["settings"], "max_file_size": MAX_UPLOAD, "i18n": languages(),
-        "app_kwargs": {"routes": routes()},
+        "footer_links": ["settings"], "max_file_size": MAX_UPLOAD, "i18n": languages(), "mcp_server": _can_serve_mcp(),
+        "app_kwargs": {"routes": [Route("/health", health), *routes()]},
     }  # fmt: skip
+
+
+def _can_serve_mcp() -> bool:
+    return importlib.util.find_spec("mcp") is not None
 
 
 def build_app(model: str | Backend | None = None) -> gradio.Blocks:
@@ -53,6 +60,7 @@ def build_app(model: str | Backend | None = None) -> gradio.Blocks:
     with gr.Blocks(
         title="CrossRead", analytics_enabled=False, delete_cache=(KEEP_S, KEEP_S)
     ) as page:
+        build_endpoints(backend)  # first, so that no room takes their names
         gr.Markdown(say("title"))
         gr.Markdown(f"`{backend.capabilities().name}`")
         if model is None:

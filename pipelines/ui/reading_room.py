@@ -6,21 +6,19 @@ What is drawn by JavaScript (`pipelines.ui.viewer`) gets plain values and shows 
 # No `from __future__ import annotations` here: Gradio reads the handlers' annotations, and what they
 # name is imported within the functions.
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from encoders.dicom.identifiers import identifiers_of
 from encoders.errors import MissingInput
 from multimodal.backends import Backend
-from pipelines import pipeline
 from pipelines.dictation import Listening
 from pipelines.documents import read_report
-from pipelines.evidence import Reading
 from pipelines.ui import flows
 from pipelines.ui.guards import errors_as_help
 from pipelines.ui.rooms import Room, Rooms
-from pipelines.ui.uploads import load_sample, one_input
+from pipelines.ui.uploads import load_sample
 from pipelines.ui.viewer import PREFIX
 from pipelines.ui.words import say
 
@@ -72,7 +70,6 @@ def build_reading_room(page: Any, backend: Backend) -> None:
     _connect_words(rooms, backend, (words, own, voice), (report, dictated))
     _connect_review(rooms, backend, (start, stop), (report, dictated), (reading, after))
     _connect_after(rooms, backend, (question, save), (reading, saved))
-    _endpoint(backend)
 
     def left(request: gr.Request) -> None:
         rooms.leave(request.session_hash)
@@ -249,39 +246,3 @@ def _connect_after(rooms: Rooms, backend: Backend, sources: Any, shown: Any) -> 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     question.submit(asked, question, [reading, question], **quiet)
     save.click(taken, None, saved, **quiet)
-
-
-def _endpoint(backend: Backend) -> None:
-    """`/read` for programs: a study's files and words in, the reading's JSON out."""
-    import gradio as gr
-
-    def read(files: Any, report: str, dictation: str | None, question: str) -> dict[str, Any]:
-        with errors_as_help():
-            return read_upload(
-                backend, files, report, dictation=dictation, question=question
-            ).to_dict()
-
-    with gr.Group(visible=False):
-        files, report = gr.File(file_count="multiple"), gr.Textbox()
-        dictation, question = gr.Audio(type="filepath"), gr.Textbox()
-        answer = gr.JSON()
-        gr.Button().click(read, [files, report, dictation, question], answer, api_name="read")
-
-
-def read_upload(
-    backend: Backend,
-    files: Sequence[str] | None,
-    report: str | None = None,
-    *,
-    dictation: str | None = None,
-    question: str | None = None,
-) -> Reading:
-    """The reading of uploaded files.
-
-    Raises:
-        InputError: nothing given, or nothing that can be read.
-    """
-    if not files:
-        raise MissingInput("Give a study first: a zip, or the DICOM files of a series.")
-    with one_input([Path(f) for f in files]) as study:
-        return pipeline("ct-report", backend)(study, report, dictation, question)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import mimetypes
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +12,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import MissingInput
+from encoders.errors import InvalidMessage, MissingInput
 from multimodal.backends import DEMO
-from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video
+from multimodal.messages import Audio, Image, Part, Study, Video
 
 KEEP_S = 1800  # uploads and results are deleted after half an hour
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac")
 _CONTAINERS = (".mp4", ".mov", ".mkv", ".avi", ".webm")  # a phone's video or a browser's dictation
+
+
+def new_place() -> Path:
+    """A folder (not made yet) with a name nobody can guess, in Gradio's cache, which forgets it."""
+    from gradio.utils import get_upload_folder
+
+    return Path(get_upload_folder()) / secrets.token_hex(32)
+
+
+def received(file: Any) -> Path:
+    """A file of an endpoint's call: Gradio's description of an upload, or a data URL.
+
+    Raises:
+        InvalidMessage: neither.
+    """
+    if isinstance(file, Mapping):
+        return Path(file["path"])
+    head, comma, data = str(file).partition(",")
+    if not head.startswith("data:") or not head.endswith(";base64") or not comma:
+        raise InvalidMessage("give a file as an upload, or as a data:…;base64 URL")
+    ending = mimetypes.guess_extension(head[len("data:") :].partition(";")[0]) or ""
+    path = new_place() / f"file{ending}"
+    path.parent.mkdir(parents=True)
+    try:
+        path.write_bytes(base64.b64decode(data, validate=True))
+    except ValueError as error:
+        raise InvalidMessage("the data URL is not base64; encode the file again") from error
+    return path
 
 
 @contextmanager
@@ -26,46 +57,27 @@ def one_input(files: Sequence[Path]) -> Iterator[Path]:
         yield files[0]
         return
     with tempfile.TemporaryDirectory(prefix="crossread-") as folder:
-        for number, file in enumerate(files):  # names may repeat: each gets a folder of its own
-            place = Path(folder) / f"{number:05d}"
-            place.mkdir()
-            _link(file, place / file.name)
-        yield Path(folder)
+        yield _gathered(files, Path(folder))
 
 
-def _link(file: Path, place: Path) -> None:
+def _gathered(files: Sequence[Path], folder: Path) -> Path:
+    for number, file in enumerate(files):  # names may repeat: each gets a folder of its own
+        link(file, folder / f"{number:05d}" / file.name)
+    return folder
+
+
+def link(file: Path, place: Path) -> Path:
     """A second name for a file, without copying it where both lie on one disk."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         place.hardlink_to(file.resolve())
     except OSError:
         shutil.copyfile(file, place)
+    return place
 
 
-def messages_of(history: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Gradio's history as messages; what one side said in a row is one message."""
-    turns: list[tuple[Any, list[Path], list[str]]] = []
-    for turn in history:
-        if not turns or turns[-1][0] != turn["role"]:
-            turns.append((turn["role"], [], []))
-        content = turn["content"]
-        for item in content if isinstance(content, list | tuple) else [content]:
-            if isinstance(item, str):
-                turns[-1][2].append(item)
-            elif item.get("type") == "text":
-                turns[-1][2].append(item["text"])
-            else:
-                turns[-1][1].append(Path((item.get("file") or item)["path"]))
-    return [Message(role, _parts(files, " ".join(words))) for role, files, words in turns]
-
-
-def message_of(turn: Mapping[str, Any]) -> Message:
-    """What is in the chat box: its files, then its words."""
-    files = [Path(f if isinstance(f, str) else f["path"]) for f in turn.get("files") or ()]
-    return Message("user", _parts(files, turn.get("text") or ""))
-
-
-def _parts(files: Sequence[Path], words: str) -> tuple[Part, ...]:
-    """Media in their order; DICOM files that come together are one study."""
+def parts_of(files: Sequence[Path], folder: Path) -> tuple[Part, ...]:
+    """Media in their order; DICOM files that come together are one study, gathered in a folder."""
     parts: list[Part] = []
     slices = [f for f in files if _kind(f) is Study]
     for file in files:
@@ -73,8 +85,8 @@ def _parts(files: Sequence[Path], words: str) -> tuple[Part, ...]:
         if kind is not Study:
             parts.append(kind(file))
         elif file == slices[0]:
-            parts.append(_study(slices))
-    return (*parts, Text(words)) if words or not parts else tuple(parts)
+            parts.append(Study(file if len(slices) == 1 else _gathered(slices, folder)))
+    return tuple(parts)
 
 
 def _kind(file: Path) -> type[Image] | type[Audio] | type[Video] | type[Study]:
@@ -89,15 +101,6 @@ def _kind(file: Path) -> type[Image] | type[Audio] | type[Video] | type[Study]:
 
         return Video if has_pictures(file) else Audio
     return Study
-
-
-def _study(files: Sequence[Path]) -> Study:
-    if len(files) == 1:
-        return Study(files[0])
-    from encoders.dicom import load_volume
-
-    with one_input(files) as folder:
-        return Study(load_volume(folder))
 
 
 def load_sample() -> tuple[list[str], str]:

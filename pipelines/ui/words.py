@@ -163,6 +163,33 @@ _PLAYGROUND = {
         "可询问图片、录音、视频或一个序列的 DICOM 文件",
     ),
     "chat_box": ("Your words, and files", "文字与文件"),
+    "temperature": ("Temperature", "温度"),
+    "temperature_info": ("0 answers the same each time", "0 表示每次回答相同"),
+    "max_tokens": ("Longest answer, tokens", "回答长度上限（词元）"),
+    "sparsity": ("Sparsity", "稀疏度"),
+    "sparsity_info": (
+        "share of MLP neurons that each token leaves out",
+        "每个词元略过的 MLP 神经元比例",
+    ),
+    "sparsity_saves": (
+        "MLP work while answering, as the model counts it",
+        "作答时的 MLP 运算量（模型自计）",
+    ),
+    "example_show": ("A CT study: what does it show?", "一份 CT：显示了什么？"),
+    "example_list": ("A CT study: list the findings", "一份 CT：列出所见"),
+    "example_nodule": ("A CT study: is there a nodule?", "一份 CT：有结节吗？"),
+    "example_hear": ("A dictation: what was said?", "一段口述：说了什么？"),
+    "cost": (
+        "{rate:.0f} tokens/s · first token after {first:.2f} s",
+        "{rate:.0f} 词元/秒 · 首词元 {first:.2f} 秒",
+    ),
+    "cost_counts": (
+        "{prompt} tokens asked, {new} answered; {media} media encoded anew",
+        "提问 {prompt} 词元，回答 {new} 词元；新编码媒体 {media} 个",
+    ),
+    "stage_encode": ("read and encode", "读取与编码"),
+    "stage_prefill": ("take in the question", "读入问题"),
+    "stage_decode": ("write the answer", "写出回答"),
 }
 TABLE: dict[str, tuple[str, str]] = {**_SHELL, **_READING_ROOM, **_VIEWER, **_PLAYGROUND}
 
@@ -174,6 +201,14 @@ def languages() -> gradio.I18n:
     english = {key: pair[0] for key, pair in TABLE.items()}
     chinese = {key: pair[1] for key, pair in TABLE.items()}
     return gr.I18n(**{"en": english, "zh": chinese, "zh-CN": chinese})
+
+
+def told(request: gradio.Request | None) -> dict[str, str]:
+    """The table in the language of a browser's request, for words that are made on the server."""
+    headers = getattr(request, "headers", None) or {}
+    first = str(headers.get("accept-language") or "").partition(",")[0]
+    column = 1 if first.lower().startswith("zh") else 0
+    return {key: pair[column] for key, pair in TABLE.items()}
 
 
 def say(key: str) -> Any:

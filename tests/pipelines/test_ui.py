@@ -6,25 +6,23 @@ import json
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from encoders.dicom import Volume, load_volume
-from encoders.errors import InputError, MissingInput
+from encoders.dicom import load_volume
+from encoders.errors import InputError, InvalidMessage
 from multimodal.backends import DEMO
-from multimodal.messages import Audio, Image, Message, Study, Text, Video
+from multimodal.messages import Audio, Image, Study, Video
 from pipelines.ct_report import CtReportPipeline
 from pipelines.ui import launch_options
-from pipelines.ui.reading_room import read_upload
 from pipelines.ui.uploads import (
     load_sample,
-    message_of,
-    messages_of,
     one_input,
+    parts_of,
+    received,
 )
 from tests.makers import FakeBackend
 
@@ -39,21 +37,6 @@ def backend() -> FakeBackend:
     )
 
 
-def test_files_that_come_together_are_one_study(backend: FakeBackend, phantom_series: Path):
-    files = [str(f) for f in sorted(phantom_series.iterdir())]
-    reading = read_upload(backend, files, "Left effusion.")
-    whole = CtReportPipeline(backend)(phantom_series, "Left effusion.")
-    assert {**reading.to_dict(), "timings_s": 0} == {**whole.to_dict(), "timings_s": 0}
-
-
-def test_a_zip_is_a_study(backend: FakeBackend, phantom_series: Path, tmp_path: Path):
-    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
-        for file in phantom_series.iterdir():
-            archive.write(file, file.name)
-    reading = read_upload(backend, [str(tmp_path / "study.zip")])
-    assert reading.study["num_slices"] == 24
-
-
 def test_files_of_one_name_are_kept_apart_and_called_by_it(tmp_path: Path):
     files = [tmp_path / "a" / "same.dcm", tmp_path / "b" / "same.dcm"]
     for number, file in enumerate(files):
@@ -65,12 +48,6 @@ def test_files_of_one_name_are_kept_apart_and_called_by_it(tmp_path: Path):
         assert [f.read_text() for f in found] == ["0", "1"]
     assert not folder.exists()
     assert all(file.is_file() for file in files)
-
-
-@pytest.mark.parametrize("files", [None, []])
-def test_nothing_given_is_help_not_failure(backend: FakeBackend, files: Any):
-    with pytest.raises(MissingInput, match="Give a study first"):
-        read_upload(backend, files)
 
 
 @pytest.fixture
@@ -96,46 +73,34 @@ def media(tmp_path: Path, speech: np.ndarray) -> dict[str, Path]:
     return {p.name: p for p in tmp_path.iterdir()}
 
 
-def test_files_of_the_chat_box_become_parts_by_what_they_hold(media: dict[str, Path]):
-    files = [str(media["a.png"]), str(media["film.webm"]), {"path": str(media["voice.webm"])}]
-    message = message_of({"text": "What?", "files": files})
-    assert message == Message(
-        "user",
-        (
-            Image(media["a.png"]),
-            Video(media["film.webm"]),
-            Audio(media["voice.webm"]),
-            Text("What?"),
-        ),
+def test_files_become_parts_by_what_they_hold(media: dict[str, Path], tmp_path: Path):
+    files = [media["a.png"], media["film.webm"], media["voice.webm"]]
+    assert parts_of(files, tmp_path / "study") == (
+        Image(media["a.png"]),
+        Video(media["film.webm"]),
+        Audio(media["voice.webm"]),
     )
 
 
-def test_slices_in_the_chat_box_are_one_study(phantom_series: Path):
-    files = [str(f) for f in sorted(phantom_series.iterdir())]
-    (part,) = message_of({"text": "", "files": files}).parts
-    assert isinstance(part, Study)
-    assert isinstance(part.study, Volume)
-    assert part.study.digest == load_volume(phantom_series).digest
-    (alone,) = message_of({"text": "", "files": files[:1]}).parts
-    assert alone == Study(Path(files[0]))
+def test_slices_that_come_together_are_one_study(phantom_series: Path, tmp_path: Path):
+    files = sorted(phantom_series.iterdir())
+    (part,) = parts_of(files, tmp_path / "study")
+    assert part == Study(tmp_path / "study")
+    assert load_volume(tmp_path / "study").digest == load_volume(phantom_series).digest
+    assert parts_of(files[:1], tmp_path) == (Study(files[0]),)
 
 
-def test_history_comes_back_as_the_messages_it_was(media: dict[str, Path]):
-    history = [
-        {"role": "user", "content": [{"type": "file", "file": {"path": str(media["a.png"])}}]},
-        {"role": "user", "content": [{"type": "text", "text": "What?"}]},
-        {"role": "assistant", "content": "A square."},
-        {"role": "user", "content": ({"path": str(media["a.png"])},)},
-    ]
-    assert messages_of(history) == [
-        Message("user", (Image(media["a.png"]), Text("What?"))),
-        Message("assistant", (Text("A square."),)),
-        Message("user", (Image(media["a.png"]),)),
-    ]
-
-
-def test_an_empty_turn_is_still_a_message():
-    assert message_of({"text": "", "files": []}) == Message("user", (Text(""),))
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("https://elsewhere.example/study.zip", "give a file as an upload"),
+        ("/etc/passwd", "give a file as an upload"),
+        ("data:image/png;base64,&&&", "not base64"),
+    ],
+)
+def test_an_endpoint_takes_uploads_and_data_urls_and_nothing_else(file: str, words: str):
+    with pytest.raises(InvalidMessage, match=words):
+        received(file)
 
 
 def test_the_sample_is_loaded_or_its_absence_explained():
@@ -169,17 +134,45 @@ def test_the_page_may_fetch_nothing_from_elsewhere():
     assert options["max_file_size"] == "1gb"
 
 
-@pytest.mark.slow
-def test_a_served_page_reads_a_study_talks_and_explains_errors(phantom_series: Path):
+@pytest.fixture(scope="module")
+def answers(phantom_series: Path) -> dict[str, Any]:
+    """What a served page said to `gradio_client` and to an MCP client."""
     command = [sys.executable, "-m", "tests.pipelines.served_page", str(phantom_series)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
-    reading = answers["reading"]
-    assert reading["answer"] == "good day"
-    assert [d["type"] for d in reading["discrepancies"]] == ["insertion"]
-    assert reading["study"]["num_slices"] == 24
-    assert "Give a study first" in answers["nothing"]
-    assert "no DICOM image found" in answers["no dicom"]
-    assert answers["chat"] == "good day"
     assert "Traceback" not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_endpoints_answer_gradios_client_as_the_pipelines_do(
+    answers: dict[str, Any], backend: FakeBackend, phantom_series: Path
+):
+    assert answers["endpoints"] == ["/chat", "/review", "/transcribe"]
+    own = CtReportPipeline(backend)(phantom_series, "Left effusion.", None, "hello?").to_dict()
+    assert {**answers["review"], "timings_s": 0} == {**own, "timings_s": 0}
+    assert answers["chat"] == answers["about a study"] == {"text": "good day", "reason": "stop"}
+    assert answers["transcribe"]["text"] == "no nodule"
+
+
+@pytest.mark.slow
+def test_a_served_page_tells_that_it_is_well(answers: dict[str, Any]):
+    assert answers["health"] == {"status": "ok"}
+
+
+@pytest.mark.slow
+def test_an_endpoint_explains_what_it_cannot_read(answers: dict[str, Any]):
+    assert "no DICOM image found" in answers["no dicom"]
+    assert "cannot be decoded as audio" in answers["no sound"]
+
+
+@pytest.mark.slow
+def test_the_endpoints_are_tools_of_the_model_context_protocol(answers: dict[str, Any]):
+    mcp = answers["mcp"]
+    assert sorted(mcp["tools"]) == ["chat", "review", "transcribe"]
+    assert "not for clinical use" in mcp["tools"]["review"]
+    assert "'type': 'insertion'" in mcp["review"]
+    assert "good day" in mcp["chat"]
+    assert "good day" in mcp["about a study"]
+    assert "no nodule" in mcp["transcribe"]
+    assert "give a file as an upload" in mcp["no such"]
