@@ -1,7 +1,7 @@
 """One protocol for everything that runs a model: messages in, events out.
 
-`multimodal.local` runs composites, `multimodal.remote` asks a server; native checkpoints are to
-stand beside them. Knows no pipeline and no report, and loads nothing heavy until a model is asked
+`multimodal.local` runs composites, `multimodal.native` checkpoints of transformers,
+`multimodal.remote` asks a server. Knows no pipeline and no report, and loads nothing heavy until a model is asked
 for.
 """
 
@@ -325,11 +325,13 @@ def load_backend(
 ) -> Backend:
     """The backend for a model folder, Hub id or server; None loads the shipped demo checkpoint.
 
+    A folder or Hub id may hold a composite or any checkpoint of transformers that answers in words.
     A server is the address of an OpenAI-compatible API, `https://host/v1`, with `#name` behind it
     where it serves several models.
 
     Raises:
-        InvalidOption: device, dtype or sparsity for a server, or an address that cannot be used.
+        InvalidOption: device, dtype or sparsity for a server, an address that cannot be used, or
+            sparsity for a checkpoint that is no composite.
         RemoteError: the server cannot be used.
         ModelNotFound: no model there.
         IncompatibleModel: a model this project cannot run.
@@ -342,8 +344,17 @@ def load_backend(
                 "a server runs its model its own way: leave out device, dtype, sparsity"
             )
         return RemoteBackend(model)
-    from multimodal.local import LocalBackend
+    from multimodal.configuration import MultimodalConfig
+    from multimodal.loading import read_config
 
-    return LocalBackend.from_pretrained(
-        model or DEMO, device=device, dtype=dtype, sparsity=sparsity
-    )
+    if isinstance(read_config(model or DEMO), MultimodalConfig):
+        from multimodal.local import LocalBackend
+
+        return LocalBackend.from_pretrained(
+            model or DEMO, device=device, dtype=dtype, sparsity=sparsity
+        )
+    from multimodal.native import NativeBackend
+
+    if sparsity is not None:
+        raise InvalidOption("sparsity is for composites; leave it out, or join one by compose()")
+    return NativeBackend.from_pretrained(model or DEMO, device=device, dtype=dtype)

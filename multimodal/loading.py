@@ -5,6 +5,7 @@ Knows no message and no request.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +29,56 @@ def load_composite(
         IncompatibleModel: not a composite, or one whose files are damaged or incomplete.
         InvalidMessage: an unknown device or dtype.
     """
-    from transformers import AutoConfig
-
-    from multimodal import register
-
-    register()
-    name = Path(model).name
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(
-            f"no model at {name!r}: give a folder with a config.json, or a Hub id"
-            " while the network is reachable"
-        ) from error
+    config = read_config(model)
     if not isinstance(config, MultimodalConfig):
         raise IncompatibleModel(
-            f"{name!r} is a {config.model_type} checkpoint, not a CrossRead"
+            f"{Path(model).name!r} is a {config.model_type} checkpoint, not a CrossRead"
             " composite; join it with towers by multimodal.compose(backbone=…)"
         )
-    where = _device(device)
-    network, processor = _load_parts(model, _dtype(dtype))
+    where = device_of(device)
+    network, processor = _load_parts(model, dtype_of(dtype))
     if dtype == "auto" and where == "cpu":
         network = network.float()
     return network.to(where), processor
 
 
-def _device(name: str) -> str:
+def read_config(model: str | Path) -> Any:
+    """The configuration of a folder or Hub id, of whatever model it is.
+
+    Raises:
+        ModelNotFound: no model there, or one that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    from multimodal import register
+
+    register()
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"no model at {Path(model).name!r}: give a folder with a config.json, or a Hub id"
+            " while the network is reachable"
+        ) from error
+
+
+def weights_sha256(folder: Path | None) -> str:
+    """Of a checkpoint's weight files in the order of their names; "" without a folder or files."""
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as weights:
+            while block := weights.read(2**24):
+                digest.update(block)
+    return digest.hexdigest() if files else ""
+
+
+def device_of(name: str) -> str:
+    """The device of a name; "auto" is a GPU where there is one.
+
+    Raises:
+        InvalidMessage: a device that cannot be used here.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -65,7 +90,12 @@ def _device(name: str) -> str:
     return name
 
 
-def _dtype(name: str) -> Any:
+def dtype_of(name: str) -> Any:
+    """torch's dtype of a name; "auto" stays as it is.
+
+    Raises:
+        InvalidMessage: not a floating-point dtype.
+    """
     if name == "auto":
         return name
     dtype = getattr(torch, name, None)

@@ -7,7 +7,6 @@ pipeline and no report.
 from __future__ import annotations
 
 import copy
-import hashlib
 import threading
 import time
 import weakref
@@ -42,7 +41,7 @@ from multimodal.engine.runner import PackedRunner, PlainRunner, Runner
 from multimodal.engine.scheduler import Limits
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
-from multimodal.loading import load_composite
+from multimodal.loading import load_composite, weights_sha256
 from multimodal.messages import Message, Study, value_of
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
@@ -158,14 +157,7 @@ class LocalBackend:
 
     @cached_property
     def _weights_sha256(self) -> str:
-        """Of the checkpoint's weight files in the order of their names; "" if it has no folder."""
-        files = sorted(self._folder.glob("*.safetensors")) if self._folder else []
-        digest = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as weights:
-                while block := weights.read(2**24):
-                    digest.update(block)
-        return digest.hexdigest() if files else ""
+        return weights_sha256(self._folder)
 
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None

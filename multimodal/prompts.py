@@ -20,6 +20,7 @@ LIST_FINDINGS = "List the findings."
 CHECK_SENTENCE = "Does this report sentence agree with the images? {sentence}"
 FIND_OMISSION = "Which finding does this report leave out? {report}"
 TRANSCRIBE = "Transcribe the recording."
+ONE_OF = "Answer with one of these and nothing else: {choices}"
 
 # for a model that was never trained on these questions
 FORMS = """You compare CT images with radiology reports. Answer in these forms, with nothing else.

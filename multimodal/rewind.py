@@ -5,6 +5,8 @@ A cache must have had `activate_past_recording()` called when it was new.
 
 from __future__ import annotations
 
+import copy
+
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -12,6 +14,24 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 def can_crop(cache: DynamicCache) -> bool:
     """Whether every layer keeps keys a position at a time (recurrent states cannot be wound back)."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def fork(cache: DynamicCache) -> DynamicCache:
+    """A cache that goes its own way from here; keys and values of the past are shared.
+
+    Layers that keep keys make new tensors when they grow; states that are written in place are
+    copied.
+    """
+    if not can_crop(cache):
+        return copy.deepcopy(cache)
+    forked = copy.copy(cache)
+    forked.layers = [copy.copy(layer) for layer in cache.layers]
+    return forked
+
+
+def slides(cache: DynamicCache) -> bool:
+    """Whether a layer keeps a window of the last positions only."""
+    return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def crop(cache: DynamicCache, length: int) -> bool:

@@ -10,21 +10,21 @@ import base64
 import io
 import wave
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from encoders.errors import InvalidMessage
 from encoders.features import Problem
+from multimodal import prompts
+from multimodal.drawing import picture_of, sound_of, study_views, view_pictures
 from multimodal.messages import Audio, Image, Message, Part, Study, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 NUM_PICTURES = 32  # of one study, at most
-_PROFILES = {"CT": "medgemma-ct", "MR": "mr"}
-_OTHERS = "cxr"  # grey as the header asks, colour as it is
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ class Wire:
                 problems += drawn.problems
                 num_encoded += new
             if choices and message is messages[-1]:
-                content.append(
-                    _text(f"Answer with one of these and nothing else: {', '.join(choices)}")
-                )
+                content.append(_text(prompts.ONE_OF.format(choices=", ".join(choices))))
             written.append({"role": message.role, "content": _plain(content)})
         return Written(tuple(written), num_encoded, tuple(dict.fromkeys(problems)))
 
@@ -119,21 +117,14 @@ def _png(image: PilImage) -> dict[str, Any]:
 
 
 def _picture(part: Image) -> _Drawn:
-    from PIL.Image import fromarray
-
-    from encoders.picture import open_picture
-
-    image, problems = open_picture(part.image)
-    return _Drawn((_png(fromarray(np.asarray(image))),), problems)  # pixels alone, no metadata
+    image, problems = picture_of(part)
+    return _Drawn((_png(image),), problems)
 
 
 def _recording(part: Audio) -> _Drawn:
-    from encoders.audio import RATE_HZ, load_speech
+    from encoders.audio import RATE_HZ
 
-    rate_hz = part.rate_hz
-    if rate_hz is None and isinstance(part.audio, np.ndarray):
-        rate_hz = RATE_HZ
-    samples = load_speech(part.audio, rate_hz)
+    samples = sound_of(part)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -146,15 +137,8 @@ def _recording(part: Audio) -> _Drawn:
 
 def _study(part: Study) -> _Drawn:
     """Each view's picture with its label behind it, as MedGemma's own prompts have them."""
-    from PIL.Image import fromarray
-
-    from encoders.dicom import PROFILES, views_of
-    from encoders.dicom.pictures import viewable
-
-    seen = viewable(part.study)
-    profile = PROFILES[_PROFILES.get(seen.info.modality, _OTHERS)]
-    views = views_of(seen, replace(profile, num_views=min(profile.num_views, NUM_PICTURES)))
+    (views,) = study_views(part, ("medgemma-ct",), NUM_PICTURES)
     parts: list[Mapping[str, Any]] = []
-    for pixels, label in zip(np.moveaxis(views.pixels, 1, -1), views.labels, strict=True):
-        parts += [_png(fromarray(np.ascontiguousarray(pixels))), _text(label)]
+    for picture, label in zip(view_pictures(views), views.labels, strict=True):
+        parts += [_png(picture), _text(label)]
     return _Drawn(tuple(parts), views.problems)

@@ -57,8 +57,8 @@ def pipeline(
 
     Args:
         task: "ct-report" (does a report agree with a CT?), "chat" or "dictation".
-        model: composite folder, Hub id, `http(s)://…/v1` of a server or a backend; None for the
-            shipped demo checkpoint.
+        model: folder or Hub id of a composite or of a checkpoint of transformers, `http(s)://…/v1`
+            of a server, or a backend; None for the shipped demo checkpoint.
         device: "cpu", "cuda" or "auto".
         dtype: name of a torch dtype; "auto" keeps the checkpoint's (float32 on a CPU).
         sparsity: share of MLP neurons left out per token, 0.0 to 0.9; None as saved.

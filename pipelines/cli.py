@@ -37,7 +37,10 @@ app = typer.Typer(
 
 Model = Annotated[
     str | None,
-    typer.Option(help="Composite folder, Hub id or http(s)://…/v1; without it the shipped demo."),
+    typer.Option(
+        help="Folder or Hub id of a composite or of a checkpoint of transformers, or"
+        " http(s)://…/v1; without it the shipped demo."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Sparsity = Annotated[

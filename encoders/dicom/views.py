@@ -72,6 +72,9 @@ PROFILES = {
         ViewProfile("crossread-ct", _OURS, 16, 96, slab=True),
         ViewProfile("crossread-ct-large", _OURS, 32, 224, slab=True),
         ViewProfile("medgemma-ct", _MEDGEMMA, 85, None),
+        # for models that know grey pictures only: one window a picture, told in words
+        ViewProfile("ct-lung", (LUNG,) * 3, 16, None, label="SLICE {number}, lung window"),
+        ViewProfile("ct-soft", (SOFT,) * 3, 16, None, label="SLICE {number}, soft tissue window"),
         ViewProfile("mr", _GREY, 85, None, scale="percentile"),
         ViewProfile("cxr", _GREY, 4, None, scale="header", label="IMAGE {number}"),
     )

@@ -388,7 +388,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_by_name(
     with pytest.raises(ModelNotFound, match="nowhere"):
         load_backend(tmp_path / "nowhere")
     with pytest.raises(IncompatibleModel, match="is a llama checkpoint, not a CrossRead composite"):
-        load_backend(tiny_backbone)
+        LocalBackend.from_pretrained(tiny_backbone)
     with pytest.raises(InvalidMessage, match="int8"):
         load_backend(saved, dtype="int8")
     with pytest.raises(InvalidMessage, match="'abacus'"):

@@ -1,0 +1,87 @@
+"""A checkpoint that transformers implements, from a folder or the Hub: network and processor.
+
+A multimodal one comes with its processor, one that only reads with its tokenizer. Knows no message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import IncompatibleModel
+from multimodal.loading import device_of, dtype_of, read_config
+
+
+def load_native(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+    """Network and processor, on their device; "auto" is a GPU where there is one.
+
+    Of an omni checkpoint the part that answers in words is loaded, not the one that speaks. `dtype`
+    "auto" keeps the checkpoint's, on a CPU float32.
+
+    Raises:
+        ModelNotFound: no model there.
+        IncompatibleModel: not a model that answers in words, or one that is incomplete.
+        InvalidMessage: an unknown device or dtype.
+    """
+    from safetensors import SafetensorError
+
+    name, config, where = Path(model).name, read_config(model), device_of(device)
+    try:
+        network, info, processor = _load_parts(model, config, dtype_of(dtype))
+    except ImportError as error:
+        raise IncompatibleModel(
+            f"{name!r} needs a library that is missing: {_first_line(error)}"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise IncompatibleModel(
+            f"{name!r} cannot be loaded ({_first_line(error)}); download it again, whole"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise IncompatibleModel(
+            f"{name!r} lacks {len(missing)} weights, {missing[0]} first; download it again, whole"
+        )
+    if dtype == "auto" and where == "cpu":
+        network = network.float()
+    return network.to(where).eval(), processor
+
+
+def _load_parts(model: str | Path, config: Any, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+        AutoTokenizer,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    )
+
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    if (thinker := getattr(config, "thinker_config", None)) is not None:
+        options |= {"config": thinker, "key_mapping": {r"^thinker\.": ""}}
+    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        network, info = AutoModelForMultimodalLM.from_pretrained(model, **options)
+        special = _voxtral_processor if config.model_type == "voxtral" else None
+        return network, info, (special or AutoProcessor.from_pretrained)(model)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        network, info = AutoModelForCausalLM.from_pretrained(model, **options)
+        return network, info, AutoTokenizer.from_pretrained(model)
+    raise IncompatibleModel(
+        f"{Path(model).name!r} is a {config.model_type} checkpoint, which does not answer in words;"
+        " choose a language model, or one that transformers lists as image-text-to-text"
+    )
+
+
+def _voxtral_processor(model: str | Path) -> Any:
+    """With transformers' own reader of `tekken.json`: the other one takes no text with sound in it."""
+    from transformers import AutoFeatureExtractor, AutoTokenizer, VoxtralProcessor
+
+    tokenizer = AutoTokenizer.from_pretrained(model, mistral_format=False)
+    return VoxtralProcessor(AutoFeatureExtractor.from_pretrained(model), tokenizer)
+
+
+def _first_line(error: Exception) -> str:
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), "no reason told"
+    )
