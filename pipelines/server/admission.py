@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from multimodal.backends import Usage
 from pipelines.server.failures import ApiError
 from pipelines.server.settings import Settings
 
@@ -75,11 +76,6 @@ class Admission:
             raise self._full(f"this key has {share} requests in flight", "tenant_limit")
         return Ticket(self, tenant)
 
-    def learn(self, prompt_tokens: int, prefill_s: float) -> None:
-        """How long the model took to read a prompt."""
-        if prompt_tokens > 0 and prefill_s > 0:
-            self._prefill_rate.add(prompt_tokens / prefill_s)
-
     def busy_s(self) -> float:
         """How long requests have been running without a pause."""
         return time.monotonic() - self._busy_since if self.running else 0.0
@@ -132,6 +128,12 @@ class Ticket:
         self._admission._weigh(tokens)
         self.tokens = tokens
         self._admission.waiting_tokens += tokens
+
+    def learn(self, usage: Usage) -> None:
+        """How long the model took to read a prompt; from any thread."""
+        read_s = usage.timings_s.get("prefill", 0.0)
+        if usage.prompt_tokens and read_s > 0:
+            self._admission._prefill_rate.add(usage.prompt_tokens / read_s)
 
     async def start(self) -> None:
         """Wait for a turn, in the order of coming.

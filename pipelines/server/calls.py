@@ -50,17 +50,12 @@ class _End:
 
 
 class Watched:
-    """A backend as one request sees it: every event is counted, and none comes after `stop`.
-
-    Attributes:
-        questions: answers finished so far.
-    """
+    """A backend as one request sees it: every event is counted, and none comes after `stop`."""
 
     def __init__(self, backend: Backend, meters: Meters, ticket: Ticket, total_s: float) -> None:
         self._backend, self._meters, self._ticket = backend, meters, ticket
         self._deadline = ticket.started + total_s
         self._stop = threading.Event()
-        self.questions = 0
         self.tokens = 0
 
     def capabilities(self) -> Capabilities:
@@ -83,12 +78,12 @@ class Watched:
         self._check()
         mine = replace(options or GenerateOptions(), tenant=self._ticket.tenant)
         events: Any = self._backend.generate(messages, mine)
-        text, last = "", time.monotonic()
+        text, last = "", 0.0
         with closing(events):
             for event in events:
                 self._check()
                 now = time.monotonic()
-                self._count(event, now, now - last)
+                self._count(event, now, last)
                 last = now
                 yield event
                 if isinstance(event, Token):
@@ -119,16 +114,17 @@ class Watched:
         if self._stop.is_set():
             raise Stopped("the request was stopped")
 
-    def _count(self, event: Token | Finished, now: float, since_s: float) -> None:
+    def _count(self, event: Token | Finished, now: float, last: float) -> None:
+        """Note an event at `now`; the one before it in the same answer came at `last`, or 0."""
         if isinstance(event, Finished):
-            self.questions += 1
             self._meters.answered(event.usage)
-        elif self.tokens:
-            self._meters.token(since_s)
-            self.tokens += 1
-        else:
+            self._ticket.learn(event.usage)
+            return
+        if last:
+            self._meters.token(now - last)
+        elif not self.tokens:
             self._meters.first_token(now - self._ticket.entered)
-            self.tokens = 1
+        self.tokens += 1
 
 
 class Call(Generic[Event]):

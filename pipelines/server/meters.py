@@ -6,14 +6,37 @@ No label or value comes from a request's content: no names, no words, no address
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from multimodal.backends import Load, Usage
 from pipelines.server.admission import Admission
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_KNOWN = {
+    "reason": ("queue_full", "tenant_limit", "queue_timeout", "draining"),
+    "stage": ("input", "model", "timeout", "slow_reader"),
+    "where": ("waiting", "running"),
+    "endpoint": ("chat", "completions", "transcriptions", "readings"),
+    "finished_reason": ("stop", "length", "timeout"),
+}
+_TOTALS = (
+    "restarts", "steps", "step_tokens", "step_seconds", "reused_tokens", "encoder_cache_queries",
+    "encoder_cache_hits", "encoder_batches", "encoder_media",
+)  # fmt: skip
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -25,6 +48,7 @@ class Meters:
     """
 
     def __init__(self, model: str) -> None:
+        disable_created_metrics()  # a second series for every one, which nobody looks at
         self.registry = CollectorRegistry()
         self._model = model
         self.last_event = time.monotonic()
@@ -49,10 +73,8 @@ class Meters:
         self._done = counter("request_success", "Answers given.", "finished_reason")
         self._errors = counter("request_errors", "Requests that failed.", "stage")
         self._stopped = counter("cancelled", "Requests stopped before their end.", "where")
-        self._load = Load()
-        self._gauge("kv_slots_used_ratio", "Of keys and values.", lambda: self._load.kv_used)
-        self._gauge("engine_backlog_tokens", "To be read.", lambda: self._load.backlog_tokens)
-        self._gauge("engine_tokens_per_second", "As measured.", lambda: self._load.tokens_per_s)
+        self._engine = _Engine(model)
+        self.registry.register(self._engine)
         self._gauge("model_info", "The model served.", lambda: 1)
 
     def watch(self, admission: Admission, places: int) -> None:
@@ -107,8 +129,8 @@ class Meters:
         self._stopped.labels(self._model, where).inc()
 
     def take(self, load: Load) -> None:
-        """What the backend says of itself; its totals under their own names."""
-        self._load = load
+        """What the backend says of itself."""
+        self._engine.load = load
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -125,9 +147,44 @@ class Meters:
         histogram = Histogram(
             f"crossread_{name}", what, labels, buckets=buckets, registry=self.registry
         )
-        return histogram if label else histogram.labels(self._model)
+        return self._zeroed(histogram, label)
 
     def _counter(self, name: str, what: str, label: str = "") -> Counter:
         labels = ("model_name", label) if label else ("model_name",)
         counter = Counter(f"crossread_{name}", what, labels, registry=self.registry)
-        return counter if label else counter.labels(self._model)
+        return self._zeroed(counter, label)
+
+    def _zeroed(self, metric: Any, label: str) -> Any:
+        """The metric with a zero for each known value of its label, for rates to start from."""
+        for value in _KNOWN.get(label, ()):
+            metric.labels(self._model, value)
+        return metric if label else metric.labels(self._model)
+
+
+class _Engine(Collector):
+    """The backend's own account of itself at the last probe, as Prometheus reads it."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.load = Load()
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges of its load; its totals under their own names."""
+        gauges = {
+            "kv_slots_used_ratio": self.load.kv_used,
+            "engine_requests_running": self.load.running,
+            "engine_requests_waiting": self.load.waiting,
+            "engine_backlog_tokens": self.load.backlog_tokens,
+            "engine_tokens_per_second": self.load.tokens_per_s,
+        }
+        for name, value in gauges.items():
+            yield self._filled(
+                GaugeMetricFamily(f"crossread_{name}", "", labels=["model_name"]), value
+            )
+        for name, value in (dict.fromkeys(_TOTALS, 0) | dict(self.load.counters)).items():
+            full = f"crossread_{name if name.startswith('encoder_') else f'engine_{name}'}"
+            yield self._filled(CounterMetricFamily(full, "", labels=["model_name"]), value)
+
+    def _filled(self, family: Family, value: float) -> Family:
+        family.add_metric([self._model], value)
+        return family

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from multimodal.backends import Usage
 from pipelines.server.admission import Admission
 from pipelines.server.failures import ApiError
 from pipelines.server.settings import Settings
@@ -85,7 +86,7 @@ def test_prompts_that_take_too_long_to_read_are_refused_where_others_wait():
         first, second, third = (admission.enter("a") for _ in range(3))
         first.weigh(10**9)  # nothing was measured yet, and one alone must never be shut out
         first.leave()
-        admission.learn(1000, 10.0)  # 100 tokens a second
+        second.learn(Usage(1000, 1, 0, {"prefill": 10.0}))  # 100 tokens a second
         second.weigh(900)
         with pytest.raises(ApiError, match="take more than 10 s to read") as caught:
             third.weigh(200)
