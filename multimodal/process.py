@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -109,7 +109,8 @@ class BackendProcess:
 
     def load(self) -> Load:
         """How busy the backend was at its last heartbeat; answered here, whatever it does."""
-        return self._busy
+        counters = {**self._busy.counters, "restarts": self.restarts}
+        return replace(self._busy, counters=counters)
 
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
@@ -243,6 +244,7 @@ def _serve(pipe: Connection, load: Callable[[], Backend]) -> None:
     child = _Child(pipe)
     try:
         backend = load()
+        child.send("load", backend.load())
         child.send("ready", backend.capabilities())
     except Exception as error:  # whatever it is, the parent has to be told
         child.send("failed", _portable(error))

@@ -305,7 +305,10 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="File of tenant:sha256-of-key lines; see docs/serving.md.")
     ] = None,
-    max_running: Annotated[int, typer.Option(help="Requests at work at the same time.")] = 8,
+    max_running: Annotated[
+        int,
+        typer.Option(help="Requests at work at the same time; 0 for as many as the model takes."),
+    ] = 0,
     max_waiting: Annotated[
         int, typer.Option(help="Requests that may wait; 0 for four times --max-running.")
     ] = 0,
@@ -321,7 +324,10 @@ def serve(
     sparsity: Sparsity = None,
 ) -> None:
     """Serve the model over HTTP by OpenAI's protocol, with readings of CT studies beside it."""
+    from functools import partial
+
     from multimodal.backends import load_backend
+    from multimodal.process import BackendProcess
     from pipelines.server.keys import Keys
     from pipelines.server.process import run_server
     from pipelines.server.settings import Settings
@@ -332,8 +338,9 @@ def serve(
         max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s,
         media_hosts=frozenset(h.lower() for h in media_host or ()),
     )  # fmt: skip
+    load = partial(load_backend, model, device=device, sparsity=sparsity)
     run_server(
-        lambda: load_backend(model, device=device, sparsity=sparsity),
+        lambda: BackendProcess(load),
         settings,
         Keys.read(keys) if keys else None,
         host=host,

@@ -35,7 +35,7 @@ class Admission:
     """The places of one server.
 
     Args:
-        settings: its limits.
+        settings: its limits, fitted to a backend.
         shared: whether several tenants share it, so that each has a share only.
         closed: why nobody is let in; "" while the door is open.
         refuse: told the reason of every refusal.
@@ -69,9 +69,9 @@ class Admission:
             self._refuse(why)
             raise ApiError(503, f"the server is {why}; try again later", why, retry_after_s=5)
         settings = self._settings
-        if self.running + self.waiting >= settings.max_running + settings.places:
+        if self.running + self.waiting >= settings.max_running + settings.max_waiting:
             raise self._full("all places are taken")
-        share = max(1, round(settings.tenant_share * settings.places))
+        share = max(1, round(settings.tenant_share * settings.max_waiting))
         if self._shared and self._tenants[tenant] >= share:
             raise self._full(f"this key has {share} requests in flight", "tenant_limit")
         return Ticket(self, tenant)

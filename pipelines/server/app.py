@@ -70,13 +70,19 @@ class Life:
 
     async def open(self) -> None:
         """Load the model and let requests in."""
+
+        def load() -> tuple[Backend, int]:
+            backend = self._load()
+            return backend, backend.load().slots
+
         try:
-            backend = await in_thread(self._load)
+            backend, slots = await in_thread(load)
         except Exception as error:  # told to whoever started the server
             self.failure = error
             return
         tenants = self.keys.num_tenants if self.keys else 1
-        desk = Desk(backend, self.settings, tenants, lambda: "draining" if self.draining else "")
+        settings = self.settings.fitted(slots)
+        desk = Desk(backend, settings, tenants, lambda: "draining" if self.draining else "")
         self._desk, self._readings = desk, Readings(desk)
         logger.info("serving the model %s", desk.name)
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from encoders.errors import CrossReadError
+from encoders.errors import CrossReadError, TimedOut
 from multimodal.backends import (
     Backend,
     Capabilities,
@@ -25,8 +25,8 @@ from multimodal.backends import (
     Load,
     Novelty,
     Token,
-    Usage,
 )
+from multimodal.events import EventStream
 from multimodal.messages import Message, Study
 from pipelines.server.admission import Ticket
 from pipelines.server.failures import ApiError, SlowReader
@@ -56,6 +56,7 @@ class Watched:
         self._backend, self._meters, self._ticket = backend, meters, ticket
         self._deadline = ticket.started + total_s
         self._stop = threading.Event()
+        self._events: Iterator[Token | Finished] = iter(())
         self.tokens = 0
 
     def capabilities(self) -> Capabilities:
@@ -70,28 +71,27 @@ class Watched:
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
     ) -> Iterator[Token | Finished]:
-        """The backend's events, cut off when the request as a whole has taken too long.
+        """The backend's events, within the time left for the request as a whole.
 
         Raises:
             Stopped: nobody wants them any more.
+            TimedOut: no time is left.
         """
         self._check()
-        mine = replace(options or GenerateOptions(), tenant=self._ticket.tenant)
-        events: Any = self._backend.generate(messages, mine)
-        text, last = "", 0.0
-        with closing(events):
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimedOut("the request took longer than this server allows")
+        mine = replace(options or GenerateOptions(), tenant=self._ticket.tenant, deadline_s=left_s)
+        self._events = events = self._backend.generate(messages, mine)
+        last = 0.0
+        with closing(cast("Any", events)):
             for event in events:
                 self._check()
                 now = time.monotonic()
                 self._count(event, now, last)
                 last = now
                 yield event
-                if isinstance(event, Token):
-                    text += event.text
-                    if now > self._deadline:
-                        usage = Usage(self._ticket.tokens, self.tokens, 0)
-                        yield Finished(text.strip(), "timeout", usage)
-                        return
+        self._check()  # a stream that was closed ends without Finished
 
     def estimate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
@@ -107,8 +107,10 @@ class Watched:
         """Nothing: the backend is everybody's."""
 
     def stop(self) -> None:
-        """Let nothing more come."""
+        """Let nothing more come, and wake whoever waits for the next event if that can be done."""
         self._stop.set()
+        if isinstance(self._events, EventStream):  # a generator can't be closed while it runs
+            self._events.close()
 
     def _check(self) -> None:
         if self._stop.is_set():

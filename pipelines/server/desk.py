@@ -16,6 +16,7 @@ from typing import TypeVar
 from encoders.errors import UnreadableImage
 from multimodal.backends import Backend, Estimate, GenerateOptions, Load, MediaSize
 from multimodal.messages import Message
+from multimodal.process import BackendProcess
 from pipelines.server.admission import Admission, Ticket
 from pipelines.server.calls import Call, Watched
 from pipelines.server.exchange import Exchange
@@ -51,7 +52,7 @@ class Desk:
         self.admission = Admission(
             settings, shared=num_tenants > 1, closed=closed, refuse=self.meters.refused
         )
-        self.meters.watch(self.admission, settings.places)
+        self.meters.watch(self.admission, settings.max_waiting)
         self._probe: asyncio.Future[Load] | None = None
 
     def check_model(self, name: str | None) -> None:
@@ -147,6 +148,8 @@ class Desk:
         silent_s = time.monotonic() - self.meters.last_event
         if self.admission.busy_s() > self.settings.stalled_s < silent_s:
             raise ApiError(503, f"nothing came from the model for {silent_s:.0f} s", "stalled")
+        if isinstance(self.backend, BackendProcess) and not self.backend.alive:
+            raise ApiError(503, "the model's process is gone or hangs", "engine_down")
         await self.probe()
 
     async def measured(self) -> bytes:

@@ -18,6 +18,7 @@ from encoders.errors import (
     CrossReadError,
     IncompatibleModel,
     InputError,
+    ModelUnavailable,
     TimedOut,
     Unreachable,
 )
@@ -82,8 +83,11 @@ def _kind(status: int) -> str:
 
 _STATUS: tuple[tuple[type[CrossReadError], int], ...] = (
     (ContextOverflow, 400), (InputError, 400), (IncompatibleModel, 400), (TimedOut, 504),
-    (Unreachable, 503), (BadAnswer, 502),
+    (Unreachable, 503), (ModelUnavailable, 503), (BadAnswer, 502),
 )  # fmt: skip
+
+
+_RESTART_S = 5.0  # until a model is there again, about
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -94,7 +98,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return _malformed(error)
     if isinstance(error, CrossReadError):
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        return ApiError(status, str(error), code_of(error))
+        after_s = _RESTART_S if isinstance(error, ModelUnavailable) else None
+        return ApiError(status, str(error), code_of(error), retry_after_s=after_s)
     return ApiError(500, "an unexpected failure; the server's log names its kind", "internal_error")
 
 

@@ -5,9 +5,11 @@ Sizes are told in the unit of their name; who is over a limit gets the status in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from encoders.errors import InvalidOption
+
+UNKNOWN_SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Settings:
     """Limits of one server.
 
     Attributes:
-        max_running: requests that the model works on at the same time.
+        max_running: requests that the model works on at the same time; 0 for as many as it says.
         max_waiting: requests that may wait; 0 for four times `max_running` (429).
         max_prefill_s: how long reading all waiting prompts may take at the measured rate (429).
         tenant_share: share of `max_waiting` that one of several tenants may have in flight (429).
@@ -38,7 +40,7 @@ class Settings:
         media_hosts: hosts from which media may be fetched; none by default (400).
     """
 
-    max_running: int = 8
+    max_running: int = 0
     max_waiting: int = 0
     max_prefill_s: float = 30.0
     tenant_share: float = 0.25
@@ -63,12 +65,13 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in ("max_waiting", "media_hosts") and not value > 0:
+            if item.name in ("max_running", "max_waiting"):
+                if value < 0:
+                    raise InvalidOption(f"{item.name} is {value}; it must not be negative")
+            elif item.name != "media_hosts" and not value > 0:
                 raise InvalidOption(f"{item.name} is {value}; it must be more than 0")
-        if self.max_waiting < 0:
-            raise InvalidOption(f"max_waiting is {self.max_waiting}; it must not be negative")
 
-    @property
-    def places(self) -> int:
-        """Requests that may wait."""
-        return self.max_waiting or 4 * self.max_running
+    def fitted(self, slots: int) -> Settings:
+        """With places for a backend that answers so many at a time; 0 if it does not say."""
+        running = self.max_running or slots or UNKNOWN_SLOTS
+        return replace(self, max_running=running, max_waiting=self.max_waiting or 4 * running)

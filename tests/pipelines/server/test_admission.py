@@ -22,10 +22,14 @@ def post(server: Running, text: str = "hello", **more: Any) -> Any:
         return http.post("/v1/chat/completions", json=server.chat(text, **more))
 
 
+def settings(**limits: Any) -> Settings:
+    return Settings(**limits).fitted(8)
+
+
 def test_places_are_counted_at_once_and_given_back():
     async def check() -> None:
         refused: list[str] = []
-        admission = Admission(Settings(max_running=2, max_waiting=3), refuse=refused.append)
+        admission = Admission(settings(max_running=2, max_waiting=3), refuse=refused.append)
         tickets = [admission.enter("a") for _ in range(5)]
         with pytest.raises(ApiError, match="all places are taken") as caught:
             admission.enter("a")
@@ -44,7 +48,7 @@ def test_places_are_counted_at_once_and_given_back():
 
 def test_turns_come_in_the_order_of_coming():
     async def check() -> None:
-        admission = Admission(Settings(max_running=1, max_waiting=9))
+        admission = Admission(settings(max_running=1, max_waiting=9))
         order: list[int] = []
 
         async def one(number: int) -> None:
@@ -64,7 +68,7 @@ def test_retry_after_is_the_backlog_at_the_measured_rate(monkeypatch: pytest.Mon
     async def check() -> None:
         now = [0.0]
         monkeypatch.setattr("pipelines.server.admission.time.monotonic", lambda: now[0])
-        admission = Admission(Settings(max_running=2, max_waiting=6))
+        admission = Admission(settings(max_running=2, max_waiting=6))
         first = admission.enter("a")
         now[0] = 1.0
         await first.start()
@@ -82,7 +86,7 @@ def test_retry_after_is_the_backlog_at_the_measured_rate(monkeypatch: pytest.Mon
 
 def test_prompts_that_take_too_long_to_read_are_refused_where_others_wait():
     async def check() -> None:
-        admission = Admission(Settings(max_prefill_s=10, max_waiting=9))
+        admission = Admission(settings(max_prefill_s=10, max_waiting=9))
         first, second, third = (admission.enter("a") for _ in range(3))
         first.weigh(10**9)  # nothing was measured yet, and one alone must never be shut out
         first.leave()
@@ -99,14 +103,14 @@ def test_prompts_that_take_too_long_to_read_are_refused_where_others_wait():
 
 def test_a_tenant_gets_its_share_where_several_share_the_server():
     async def check() -> None:
-        shared = Admission(Settings(max_running=4, max_waiting=8), shared=True)
+        shared = Admission(settings(max_running=4, max_waiting=8), shared=True)
         mine = [shared.enter("a"), shared.enter("a")]  # a quarter of eight
         with pytest.raises(ApiError, match="this key has 2 requests in flight"):
             shared.enter("a")
         shared.enter("b")
         mine[0].leave()
         shared.enter("a")
-        alone = Admission(Settings(max_running=4, max_waiting=8))
+        alone = Admission(settings(max_running=4, max_waiting=8))
         assert [alone.enter("") for _ in range(12)]
 
     asyncio.run(check())
@@ -114,7 +118,7 @@ def test_a_tenant_gets_its_share_where_several_share_the_server():
 
 def test_who_waits_too_long_gets_504():
     async def check() -> None:
-        admission = Admission(Settings(max_running=1, max_waiting=3, queue_s=0.01))
+        admission = Admission(settings(max_running=1, max_waiting=3, queue_s=0.01))
         first, second = admission.enter("a"), admission.enter("a")
         await first.start()
         with pytest.raises(ApiError, match=r"no turn within 0\.01 s") as caught:
@@ -129,8 +133,10 @@ def test_who_waits_too_long_gets_504():
 def test_overload_is_refused_before_any_work_and_nobody_accepted_is_lost():
     """S6: 300 at once where 100 may wait; nothing of a refused request reaches the model."""
     backend = Gated()
-    settings = Settings(max_running=8, max_waiting=100)
-    with serving(backend, settings) as server, server.http() as http:
+    with (
+        serving(backend, Settings(max_running=8, max_waiting=100)) as server,
+        server.http() as http,
+    ):
         with ThreadPoolExecutor(300) as pool:
             answers = [
                 pool.submit(http.post, "/v1/chat/completions", json=server.chat(f"hello {i}"))
@@ -154,8 +160,10 @@ def test_overload_is_refused_before_any_work_and_nobody_accepted_is_lost():
 
 def test_a_full_server_refuses_before_the_body_is_read():
     backend = Gated()
-    settings = Settings(max_running=1, max_waiting=1)
-    with serving(backend, settings) as server, ThreadPoolExecutor(2) as pool:
+    with (
+        serving(backend, Settings(max_running=1, max_waiting=1)) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
         inside = [pool.submit(post, server) for _ in range(2)]
         wait_until(lambda: server.metric("num_requests_waiting") == 1, "one waits")
         with socket.create_connection(("127.0.0.1", server.port)) as raw:
@@ -194,8 +202,7 @@ def test_media_over_a_limit_are_refused_by_their_headers(tmp_path: Any, phantom_
         )
 
     backend = Gated().open()
-    settings = Settings(max_frames=10, max_audio_s=5, max_item_mib=1)
-    with serving(backend, settings) as server:
+    with serving(backend, Settings(max_frames=10, max_audio_s=5, max_item_mib=1)) as server:
         client = server.client()
 
         def refused(part: Any) -> str:
