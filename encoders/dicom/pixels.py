@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -270,9 +270,9 @@ def _open(file: SliceFile) -> _Opened:
     return _Opened(file.name, header, job, frames, high_bit, kind, data, codestreams)
 
 
-def _read(stream: IO[bytes]) -> tuple[Any, str]:
+def _read(stream: BinaryIO) -> tuple[Any, str]:
     """The attributes that matter and the transfer syntax; deflated data only up to a limit."""
-    import pydicom
+    from pydicom.filereader import read_partial
     from pydicom.tag import Tag
 
     wanted: list[Any] = [*(Tag(k) for k in _KEYWORDS), Tag(tags.PHILIPS_SCALE)]
@@ -281,7 +281,7 @@ def _read(stream: IO[bytes]) -> tuple[Any, str]:
     if DEFLATED.encode() in start:
         return _read_deflated(start + stream.read(), wanted), DEFLATED
     stream.seek(0)
-    header = pydicom.dcmread(stream, force=True, specific_tags=wanted)
+    header = read_partial(stream, _is_behind_pixels, force=True, specific_tags=wanted)
     syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:  # no file meta group: pydicom has found out how the elements are written
         implicit, little = header.original_encoding
@@ -295,7 +295,15 @@ def _read_deflated(data: bytes, wanted: list[Any]) -> Any:
     stream = BytesIO(data)
     stream.seek(132)
     read_dataset(stream, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
-    return read_dataset(BytesIO(inflate(data[stream.tell() :])), False, True, specific_tags=wanted)
+    whole = BytesIO(inflate(data[stream.tell() :]))
+    return read_dataset(
+        whole, False, True, stop_when=_is_behind_pixels, specific_tags=wanted
+    )  # fmt: skip
+
+
+def _is_behind_pixels(tag: int, _vr: str | None, _length: int) -> bool:
+    """What comes there nobody has counted: a scan ends at the pixels."""
+    return tag > 0x7FE00010
 
 
 def inflate(data: bytes) -> bytes:

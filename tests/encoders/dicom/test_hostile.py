@@ -25,7 +25,7 @@ from encoders.dicom import load_volume, scan
 from encoders.dicom.header import quiet_pydicom, read_header
 from encoders.dicom.pixels import Pixels, iter_pixels, read_pixels
 from encoders.errors import InputError
-from tests.encoders.dicom.slices import write_enhanced, write_slice
+from tests.encoders.dicom.slices import SECONDARY, write_enhanced, write_slice
 from tests.encoders.dicom.test_pixels import VALUES, encoded, write
 
 # what must be in the reason, or None where a part of it may be read
@@ -89,7 +89,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
         one.PixelData = encapsulate([stream])
         (folder / "stack").mkdir(exist_ok=True)
         one.save_as(folder / f"stack/{k}")
+    colour = write_slice(
+        folder / "trailing", SOPClassUID=SECONDARY, PhotometricInterpretation="RGB", BitsAllocated=8,
+        SamplesPerPixel=3, PlanarConfiguration=0, BitsStored=8, HighBit=7, PixelRepresentation=0,
+        PixelData=bytes(48),
+    )  # fmt: skip
+    with colour.open("ab") as file:  # three million elements behind the pixels
+        file.write(b"\xe1\x7f\x10\x00LO\x02\x00AA" + b"\xe1\x7f\x01\x10LO\x00\x00" * 3_000_000)
     return {
+        colour: "UNCALIBRATED",  # read without them
         blank[16384]: "declare 512 MiB of pixels; refused",
         folder / "many": "describes 40000 frames",
         folder / "stack": "declare 1024 MiB of pixels; refused",
