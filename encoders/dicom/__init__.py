@@ -7,6 +7,7 @@ from encoders.dicom.pictures import Picture, load_pictures, views_of
 from encoders.dicom.resampling import resample
 from encoders.dicom.results import write_results
 from encoders.dicom.series import Series, Study, describe, scan
+from encoders.dicom.suv import load_suv
 from encoders.dicom.views import PROFILES, ViewProfile, Views, Window, make_views
 from encoders.dicom.volume import Volume, load_preview, load_volume
 from encoders.dicom.write import write_ct_series
@@ -28,6 +29,7 @@ __all__ = [
     "let_through",
     "load_pictures",
     "load_preview",
+    "load_suv",
     "load_volume",
     "make_views",
     "resample",
