@@ -19,7 +19,7 @@ from encoders.dicom.gate import let_through
 from encoders.dicom.header import SliceFile, quiet_pydicom
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
-from encoders.dicom.pixels import Pixels, read_pixels, require_plausible
+from encoders.dicom.pixels import Pixels, read_bit, read_pixels, require_plausible
 from encoders.dicom.series import Series, scan
 from encoders.dicom.views import ViewProfile, Views, make_views
 from encoders.dicom.volume import Volume, load_volume
@@ -210,7 +210,7 @@ def _shown(
 ) -> Picture:
     rgb, problems = _rgb(file, decoded, header)
     if overlays:
-        rgb = _burnt_in(rgb, header, file.frame or 0)
+        rgb = _burnt_in(rgb, header, file)
     spacing = file.spacing
     return Picture(
         rgb, file.name, index, file.frame, _seconds(header, file.frame),
@@ -267,19 +267,35 @@ def _in_srgb(rgb: np.ndarray, header: Any, name: str) -> tuple[np.ndarray, tuple
         return rgb, (Problem("BAD_ICC_PROFILE", words, name),)
 
 
-def _burnt_in(rgb: np.ndarray, header: Any, frame: int) -> np.ndarray:
-    """Overlay planes drawn in white; ones in unused bits of the pixels (retired) are not."""
+def _burnt_in(rgb: np.ndarray, header: Any, file: SliceFile) -> np.ndarray:
+    """Overlay planes drawn in white (PS3.3 C.9.2)."""
     out = rgb.copy()
-    for group in (g for g in OVERLAY_GROUPS if (g, 0x3000) in header):
-        plane = header.overlay_array(group)
-        if plane.ndim == 3:
-            plane = plane[min(frame, len(plane) - 1)]
-        top, left = (int(v) - 1 for v in (header[group, 0x0050].value if (group, 0x0050) in header else (1, 1)))  # fmt: skip
+    for group in OVERLAY_GROUPS:
+        plane = _plane(header, group, file)
+        if plane is None:
+            continue
+        top, left = (int(v) - 1 for v in _value(header, group, 0x0050) or (1, 1))
         rows, columns = np.nonzero(plane)
         rows, columns = rows + top, columns + left
         inside = (rows >= 0) & (rows < out.shape[0]) & (columns >= 0) & (columns < out.shape[1])
         out[rows[inside], columns[inside]] = 255
     return out
+
+
+def _plane(header: Any, group: int, file: SliceFile) -> np.ndarray | None:
+    """One overlay plane of a frame: data of its own, or (retired) an unused bit of the pixels."""
+    if (group, 0x3000) not in header:
+        bit = _value(header, group, 0x0102)
+        return read_bit(file, int(bit)) if bit else None
+    plane: np.ndarray = header.overlay_array(group)
+    if plane.ndim == 2:
+        return plane  # of every frame
+    number = (file.frame or 0) - (int(_value(header, group, 0x0051) or 1) - 1)
+    return plane[number] if 0 <= number < len(plane) else None
+
+
+def _value(header: Any, group: int, element: int) -> Any:
+    return header[group, element].value if (group, element) in header else None
 
 
 def _seconds(header: Any, frame: int | None) -> float | None:

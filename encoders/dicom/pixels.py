@@ -113,6 +113,20 @@ def read_pixels(file: SliceFile) -> Pixels:
     return result
 
 
+def read_bit(file: SliceFile, bit: int) -> np.ndarray | None:
+    """One bit of a slice's pixel words, `[rows, columns]`; None where they are compressed.
+
+    Raises:
+        UnreadableFile: as `read_pixels`.
+    """
+    opened = _attempt(file.name, partial(_open, file))
+    if isinstance(opened, InputError):
+        raise opened
+    if opened.codestreams or bit >= opened.job.bits_allocated:
+        return None
+    return (_native(opened, file.frame or 0)[0] >> bit) & 1
+
+
 def iter_pixels(files: Sequence[SliceFile]) -> Iterator[Pixels | InputError]:
     """Decode slices in order, a few ahead; one that cannot be read gives its error in its place."""
     waiting: deque[_Started] = deque()

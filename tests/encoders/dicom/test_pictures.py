@@ -153,6 +153,49 @@ def test_overlays_are_told_and_stay_out_unless_asked_for(shared_data: Path) -> N
     assert (burnt.pixels[drawn] == 255).all()
 
 
+def _overlaid(path: Path, frames: int = 1, **elements: Any) -> Path:
+    """An image of 12 bits, and an overlay plane by these elements of group 6000."""
+    pixels = np.zeros((frames, 6, 8), np.uint16) if frames > 1 else np.zeros((6, 8), np.uint16)
+    file = _write(path, pixels, CAPTURE, BitsStored=12, HighBit=11)
+    header = pydicom.dcmread(file)
+    for number, (vr, value) in {0x10: ("US", 6), 0x11: ("US", 8), **elements}.items():
+        header.add_new((0x6000, int(number)), vr, value)
+    header.save_as(file)
+    return file
+
+
+def test_plane_in_an_unused_bit_of_the_pixels_is_drawn_when_asked_for(tmp_path: Path) -> None:
+    """As Siemens wrote them (retired in 2004): bit 12 of each word, no Overlay Data."""
+    file = _overlaid(tmp_path / "a", **{"256": ("US", 16), "258": ("US", 12)})
+    header = pydicom.dcmread(file)
+    words = np.full((6, 8), 100, np.uint16)
+    words[2, 3:6] |= 1 << 12
+    words[4, 0] |= 1 << 13  # another plane, which is not declared
+    header.PixelData = words.tobytes()
+    header.save_as(file)
+    plain, burnt = _pictures(file)[0], _pictures(file, overlays=True)[0]
+    assert "OVERLAY" in [p.code for p in plain.problems]
+    assert len(np.unique(plain.pixels)) == 1
+    assert np.argwhere((plain.pixels != burnt.pixels).any(-1)).tolist() == [[2, 3], [2, 4], [2, 5]]
+
+
+def test_frames_of_an_overlay_lie_over_the_frames_they_are_of(tmp_path: Path) -> None:
+    """Two overlay frames from image frame 2 on: the first and the fourth stay as they are."""
+    bits = np.zeros((2, 6, 8), np.uint8)
+    bits[0, 0, 0] = bits[1, 5, 7] = 1
+    data = np.packbits(bits.ravel(), bitorder="little").tobytes()
+    file = _overlaid(
+        tmp_path / "a", 4,
+        **{"21": ("IS", 2), "80": ("SS", [1, 1]), "81": ("US", 2), "256": ("US", 1), "258": ("US", 0),
+           "12288": ("OW", data)},
+    )  # fmt: skip
+    drawn = [
+        np.argwhere((a.pixels != b.pixels).any(-1)).tolist()
+        for a, b in zip(_pictures(file), _pictures(file, overlays=True), strict=True)
+    ]
+    assert drawn == [[], [[0, 0]], [[5, 7]], []]
+
+
 def _region(x0: int, x1: int, unit: int, delta: float) -> Dataset:
     region = Dataset()
     region.RegionLocationMinX0, region.RegionLocationMinY0 = x0, 0
