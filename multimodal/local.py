@@ -39,6 +39,7 @@ from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.engine.memory import num_places
 from multimodal.engine.runner import PackedRunner, PlainRunner, Runner
 from multimodal.engine.scheduler import Limits
+from multimodal.engine.tuning import Tuner
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
 from multimodal.loading import load_composite, weights_sha256
@@ -70,6 +71,7 @@ class LocalBackend:
         self._lock = threading.Lock()  # fast tokenizers are not made for several threads
         self._decoder = copy.deepcopy(processor.tokenizer)  # the engine's own
         self._why_one_by_one = ""
+        self.tuner = Tuner()
         self._model_len = int(
             getattr(model.config.text_config, "max_position_embeddings", 0) or 2**31
         )
@@ -89,7 +91,7 @@ class LocalBackend:
         places = num_places(network, self._model_len, Limits.slots)
         way = partial(_way, self.model)
         try:
-            return PackedRunner(network, places, way)
+            return PackedRunner(network, places, way, self.tuner)
         except IncompatibleModel as error:
             self._why_one_by_one = str(error)
             return PlainRunner(network, way)

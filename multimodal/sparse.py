@@ -20,7 +20,7 @@ from torch import nn
 from encoders.errors import IncompatibleModel, InvalidMessage
 from multimodal.kernels import sparse_gated_mlp
 
-DECODE_ROWS = 4  # up to this many tokens gathering active rows reads less than a dense product
+DECODE_ROWS = 4  # tokens up to which gathering active rows reads less than a dense product, mostly
 LEVELS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 MAX_SAMPLES = 65_536  # activations kept per MLP and batch of calibration text
 _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -56,7 +56,8 @@ class SparsityConfig:
 
 @dataclass
 class MlpFlops:
-    """Multiply-adds of the sparse MLPs: prefill runs dense, decoding runs what the gate lets through."""
+    """Multiply-adds of the sparse MLPs: prefill (and many tokens at once) runs dense, decoding runs
+    what the gate lets through."""
 
     prefill: int = 0
     decode_dense: int = 0
@@ -74,8 +75,19 @@ class MlpFlops:
         return 1.0 - (self.prefill + self.decode_executed) / dense if dense else 0.0
 
 
+@dataclass
+class Tally:
+    """Where the multiply-adds of an MLP and of its copies are counted, if they are."""
+
+    flops: MlpFlops | None = None
+
+
 class SparseMLP(nn.Module):
-    """A gated MLP that runs, per token, only the neurons its gate lets through."""
+    """A gated MLP that runs, per token, only the neurons its gate lets through.
+
+    `dense_above` is the number of tokens above which all neurons are multiplied and the others'
+    masked out: the same result, and faster where many tokens share one reading of the weights.
+    """
 
     def __init__(self, dense: nn.Module, config: SparsityConfig, layer: int) -> None:
         super().__init__()
@@ -86,7 +98,8 @@ class SparseMLP(nn.Module):
         self.act_fn = source.act_fn
         self.layer = layer
         self.config = config
-        self.flops: MlpFlops | None = None
+        self.tally = Tally()
+        self.dense_above = DECODE_ROWS
         self._down_t: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +110,7 @@ class SparseMLP(nn.Module):
         gate = self.act_fn(self.gate_proj(x))
         mask = self.active(gate)
         rows = x.numel() // x.shape[-1]
-        if rows > DECODE_ROWS or torch.is_grad_enabled() or self._has_bias():
+        if rows > self.dense_above or torch.is_grad_enabled() or self._has_bias():
             self._count(x, None)
             return self.down_proj(gate * mask * self.up_proj(x))
         self._count(x, mask)
@@ -136,17 +149,18 @@ class SparseMLP(nn.Module):
         return self._down_t[1]
 
     def _count(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
-        if self.flops is None:
+        flops = self.tally.flops
+        if flops is None:
             return
         hidden, neurons = x.shape[-1], self.gate_proj.out_features
         rows = x.numel() // hidden
         dense = 3 * rows * hidden * neurons
-        if rows > DECODE_ROWS:
-            self.flops.prefill += dense
+        if rows > self.dense_above:
+            flops.prefill += dense
             return
         done = dense if mask is None else rows * hidden * neurons + 2 * hidden * int(mask.sum())
-        self.flops.decode_dense += dense
-        self.flops.decode_executed += done
+        flops.decode_dense += dense
+        flops.decode_executed += done
 
 
 def sparsify(model: nn.Module, config: SparsityConfig) -> int:
@@ -242,12 +256,12 @@ def counting_flops(model: nn.Module) -> Iterator[MlpFlops]:
     total = MlpFlops()
     mlps = sparse_mlps(model)
     for mlp in mlps:
-        mlp.flops = total
+        mlp.tally.flops = total
     try:
         yield total
     finally:
         for mlp in mlps:
-            mlp.flops = None
+            mlp.tally.flops = None
 
 
 def _sample(values: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

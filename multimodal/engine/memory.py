@@ -12,7 +12,7 @@ SHARE = 0.25  # of a machine's memory, or of what a GPU has free
 
 def num_places(model: Any, longest: int, slots: int) -> int:
     """Positions for which keys and values are held: `slots` of the longest, or what memory allows."""
-    allowed = _memory_bytes(model.device) * SHARE // bytes_per_place(model)
+    allowed = memory_bytes(model.device) * SHARE // bytes_per_place(model)
     return max(int(min(slots * longest, allowed)), 1)
 
 
@@ -24,7 +24,8 @@ def bytes_per_place(model: Any) -> int:
     return 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize
 
 
-def _memory_bytes(device: torch.device) -> int:
+def memory_bytes(device: torch.device) -> int:
+    """Of a GPU what is free, else all that the machine has."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -116,23 +116,33 @@ class PackedRunner:
     Args:
         model: a causal language model.
         num_places: positions that all sequences together may take.
-        way: says how the model computes just now; what was computed otherwise is not reused.
+        way: says how the model computes just now; what was computed otherwise is not reused, and
+            the copy is made anew.
+        tune: makes the copy fast in place.
 
     Raises:
         IncompatibleModel: a packed pass does not give what the model itself gives.
     """
 
     def __init__(
-        self, model: Any, num_places: int, way: Callable[[], Hashable] = lambda: None
+        self,
+        model: Any,
+        num_places: int,
+        way: Callable[[], Hashable] = lambda: None,
+        tune: Callable[[Any], None] = lambda model: None,
     ) -> None:
-        self.pool, self._way = Pool(num_places), way
-        self.model = _twin(model)
+        self.pool, self._way, self._tune = Pool(num_places), way, tune
+        self._source, self._made = model, way()
+        self.model = self._twin()
         _check_same(model, self)
         self.pool = Pool(num_places)
 
     def open(self, sequence: seq.Sequence) -> bool:
         """See `Runner.open`."""
-        owner = (sequence.options.tenant, self._way())
+        way = self._way()
+        if way != self._made:
+            self.model, self._made = self._twin(), way
+        owner = (sequence.options.tenant, way)
         taken = self.pool.take(sequence.content, sequence.size, owner)
         if taken is None:
             return False
@@ -185,6 +195,17 @@ class PackedRunner:
     def capacity(self) -> int:
         """See `Runner.capacity`."""
         return self.pool.num_places
+
+    def _twin(self) -> Any:
+        """The model's modules anew, with the same weights, attention that packs, and tuned."""
+        AttentionInterface.register(ATTENTION, _attend)
+        source = self._source
+        shared: dict[int, Any] = {id(m.tally): m.tally for m in sparse_mlps(source)}
+        shared |= {id(t): t for t in itertools.chain(source.parameters(), source.buffers())}
+        twin = copy.deepcopy(source, shared)
+        twin.config._attn_implementation = ATTENTION
+        self._tune(twin)
+        return twin
 
     def _part(self, segment: seq.Segment, rows: slice) -> _Part:
         done, count = segment.sequence.done, segment.count
@@ -323,16 +344,6 @@ def _mask(done: int, count: int, groups: Sequence[int]) -> torch.Tensor:
         mask[at + size :, done + at : done + at + size] = False
         at += size
     return mask
-
-
-def _twin(model: Any) -> Any:
-    """The model's modules anew, with the same weights, and attention that packs."""
-    AttentionInterface.register(ATTENTION, _attend)
-    shared: dict[int, Any] = {id(m): m for m in sparse_mlps(model)}
-    shared |= {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
-    twin = copy.deepcopy(model, shared)
-    twin.config._attn_implementation = ATTENTION
-    return twin
 
 
 def _check_same(model: Any, runner: PackedRunner) -> None:

@@ -1,0 +1,88 @@
+"""Linear layers whose weights lie as oneDNN multiplies fastest, on CPUs that have it.
+
+PyTorch's own ordering costs a reordering in every product; packed once, the same product runs up to
+twice as fast. The operations are torch's own but private, so whatever fails leaves a layer as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from multimodal.engine.memory import SHARE, memory_bytes
+
+_ROWS = 32  # for which a layer is packed and tried
+_TRIES = 5
+MIN_GAIN = 1.05  # a layer that gains less stays as it is
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed copy of its weight, for inference on a CPU."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        # as they were: who reads single rows of the weight (a sparse MLP) finds them here
+        self.weight, self.bias = dense.weight, dense.bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(dense.weight.detach(), _ROWS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]`."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+
+
+def pack(model: nn.Module) -> float:
+    """Pack the linear layers of a model in place where that is faster; returns by how much, else 1.
+
+    Nothing is packed off a CPU, where torch has no oneDNN, or where a second copy of the weights
+    would take more than its share of the memory.
+    """
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear
+    ]
+    size = sum(child.weight.nbytes for _, _, child in found)
+    if not found or not can_pack(found[0][2]):
+        return 1.0
+    if size > SHARE * memory_bytes(found[0][2].weight.device):
+        return 1.0
+    largest = max((child for _, _, child in found), key=lambda child: child.weight.numel())
+    gain = _gain(largest)
+    if gain >= MIN_GAIN:
+        for parent, name, child in found:
+            setattr(parent, name, PackedLinear(child))
+    return gain
+
+
+def can_pack(dense: nn.Linear) -> bool:
+    """Whether this machine and build pack such a layer."""
+    weight = dense.weight
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        packed = PackedLinear(dense)
+        x = torch.ones(2, dense.in_features, dtype=weight.dtype)
+        return torch.allclose(packed(x), dense(x), rtol=1e-2, atol=1e-2)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+def _gain(dense: nn.Linear) -> float:
+    packed = PackedLinear(dense)
+    x = torch.randn(_ROWS, dense.in_features).to(dense.weight.dtype)
+    plain_s, packed_s = (
+        min(_seconds(layer, x) for _ in range(_TRIES)) for layer in (dense, packed)
+    )
+    return plain_s / max(packed_s, 1e-9)
+
+
+def _seconds(layer: Any, x: torch.Tensor) -> float:
+    start = time.perf_counter()
+    for _ in range(3):
+        layer(x)
+    return time.perf_counter() - start

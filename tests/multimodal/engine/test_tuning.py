@@ -1,0 +1,108 @@
+"""A tuned model gives what it gave before, and the caller's own model is left as it was."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from multimodal.backends import GenerateOptions, collect
+from multimodal.composition import compose
+from multimodal.engine import packing, tuning
+from multimodal.engine.packing import PackedLinear, can_pack, pack
+from multimodal.engine.tuning import Tuner
+from multimodal.local import LocalBackend
+from multimodal.messages import user
+from multimodal.sparse import SparsityConfig, counting_flops, sparse_mlps, sparsify
+from tests import makers
+
+NEEDS_ONEDNN = pytest.mark.skipif(
+    not can_pack(nn.Linear(32, 64)), reason="needs a CPU build of torch with oneDNN"
+)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack whatever the clock says."""
+    monkeypatch.setattr(packing, "MIN_GAIN", 0.0)
+
+
+@NEEDS_ONEDNN
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_multiply_as_before(bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(96, 160, bias=bias).to(dtype)
+    packed = PackedLinear(dense)
+    for rows in (1, 3, 32, 129):
+        x = torch.randn(1, rows, 96).to(dtype)
+        with torch.inference_mode():
+            assert torch.allclose(packed(x), dense(x), rtol=1e-2 if bias else 2e-2, atol=2e-2)
+    assert packed.weight is dense.weight
+
+
+@NEEDS_ONEDNN
+def test_a_packed_model_gives_the_logits_it_gave(always: None) -> None:
+    model = makers.backbone("qwen3")
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+        pack(model)
+        assert any(isinstance(m, PackedLinear) for m in model.modules())
+        assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
+
+
+def test_weights_off_a_cpu_are_not_packed() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8))
+    assert pack(model) == 1.0
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("gains", [(2.0, 1.5, 0.9, 3.0), (0.5,), (2.0, 2.0)])
+def test_sparse_mlps_run_up_to_where_they_stop_paying(
+    gains: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = makers.backbone("llama")
+    sparsify(model, SparsityConfig(sparsity=0.5))
+    by_rows = dict(zip(tuning._ROWS, (*gains, *[0.1] * 5), strict=False))
+    monkeypatch.setattr(tuning, "_sparse_gain", lambda mlp, rows, dtype: by_rows[rows])
+    tuner = Tuner()
+    plain = copy.deepcopy(model)
+    tuner(model)
+    above = {(2.0, 1.5, 0.9, 3.0): 2, (0.5,): 0, (2.0, 2.0): 2}[gains]
+    assert tuner.tuned.dense_above == above
+    assert {m.dense_above for m in sparse_mlps(model)} == {above}
+    with torch.inference_mode(), counting_flops(model) as flops:
+        for rows in (1, 2, 4, 16):
+            ids = torch.arange(rows)[None] + 3
+            wanted = plain(input_ids=ids).logits
+            assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
+    assert (flops.decode_dense > 0) == (above > 0)
+
+
+def test_the_backends_own_model_is_left_alone_and_its_changes_are_followed(
+    always: None, tiny_backbone: Path
+) -> None:
+    model, processor = compose(backbone=tiny_backbone, sparsity=SparsityConfig(sparsity=0.5))
+    kinds = [type(m) for m in model.modules()]
+    backend = LocalBackend(model, processor)
+    asked, options = [user("is there a nodule")], GenerateOptions(choices=("yes", "no"))
+    first = collect(backend.generate(asked, options)).choices
+    assert [type(m) for m in model.modules()] == kinds
+    with torch.no_grad():
+        model.language_model.lm_head.weight.add_(
+            torch.randn_like(model.language_model.lm_head.weight)
+        )
+    second = collect(backend.generate(asked, options)).choices
+    fresh = collect(LocalBackend(model, processor).generate(asked, options)).choices
+    assert second != first
+    assert second == pytest.approx(fresh)
+    with counting_flops(model) as flops:  # of the caller's model, counted in the engine's copy
+        collect(backend.generate(asked, GenerateOptions(max_new_tokens=3)))
+    assert flops.prefill + flops.decode_dense > 0
+    assert np.isfinite(list(fresh.values())).all()
