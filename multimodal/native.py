@@ -29,9 +29,9 @@ from multimodal.backends import (
     Novelty,
     Token,
     Usage,
-    refuse_options,
 )
 from multimodal.engine import sequence as seq
+from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.engine.sampling import pick
 from multimodal.loading import weights_sha256
 from multimodal.messages import Message, Study
@@ -164,13 +164,11 @@ class NativeBackend:
         """The answer as events; see `Backend.generate`.
 
         Raises:
-            InvalidOption: an option that this backend does not have.
             IncompatibleModel: a medium that the model does not take.
             InputError: a medium that cannot be read, a text or a turn that the model refuses.
             ContextOverflow: prompt and answer do not fit the model's context.
         """
         options, asked_s = options or GenerateOptions(), time.monotonic()
-        refuse_options(options, ("json_schema",), "a native checkpoint")
         self._running += 1
         try:
             # inference mode is entered for each step, never left on in the caller's code
@@ -206,7 +204,7 @@ class NativeBackend:
         run = self._prefill(prompt, cache)
         sequence = seq.Sequence(
             options, torch.empty(0), ids.numpy(), answer.tell, asked_s=asked_s,
-            begun_s=time.monotonic(),
+            begun_s=time.monotonic(), constraint=self._constraint(options),
         )  # fmt: skip
         try:
             for outcome in self._outcomes(run, sequence, prompt):
@@ -239,9 +237,19 @@ class NativeBackend:
             if picked.token in self._end_ids:
                 yield seq.Ended("stop")
                 return
+            if sequence.constraint is not None:
+                sequence.constraint.advance(picked.token)
             sequence.tokens.append(picked.token)
             yield picked
         yield seq.Ended("length")
+
+    def _constraint(self, options: GenerateOptions) -> JsonConstraint | None:
+        return self._grammars.json(options.json_schema) if options.json_schema else None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
+        return Grammars(self.prompter.tokenizer, vocab_size, self._end_ids)
 
     def _encode_choice(self, choice: str, prompt: Prompt | None = None) -> list[int]:
         """A choice's tokens; after a colon the answer begins with a space."""

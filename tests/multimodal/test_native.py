@@ -264,11 +264,7 @@ def test_turns_that_the_template_refuses_are_refused_in_its_words(
         collect(native("gemma3").generate([user("one"), user("two")], SHORT))
 
 
-def test_options_that_are_not_honoured_are_refused_by_name(
-    native: Callable[[str], NativeBackend], checkpoint: Callable[[str], Path]
-) -> None:
-    with pytest.raises(InvalidOption, match=r"a native checkpoint does not know .* json_schema"):
-        collect(native("gemma3").generate([user("?")], GenerateOptions(json_schema="{}")))
+def test_sparsity_is_refused_for_what_is_no_composite(checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(InvalidOption, match="sparsity is for composites"):
         load_backend(checkpoint("gemma3"), sparsity=0.5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,6 +209,23 @@ def test_penalties_are_taken_off_for_each_token_of_the_answer(
             logits[token] -= 1.0 + 0.5 * expected.count(token)
         expected.append(int(logits.argmax()))
     assert ids == expected
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl", "voxtral"])
+def test_an_answer_fulfils_its_json_schema(
+    native: Callable[[str], NativeBackend], family: str
+) -> None:
+    """A random model's answers, parsed and checked by jsonschema; with Mistral's tokenizer too."""
+    import jsonschema
+
+    side = {"enum": ["left", "right"]}
+    wanted = {"side": side, "size": {"type": "integer", "minimum": 1, "maximum": 99}}
+    schema = {"type": "object", "properties": wanted, "required": ["side", "size"],
+              "additionalProperties": False}  # fmt: skip
+    options = GenerateOptions(max_new_tokens=64, json_schema=json.dumps(schema))
+    finished = collect(native(family).generate([user("Where is it?")], options))
+    assert finished.reason == "stop"
+    jsonschema.validate(json.loads(finished.text), schema)
 
 
 def test_a_stop_string_ends_the_answer(native: Callable[[str], NativeBackend]) -> None:
