@@ -53,19 +53,26 @@ def run_at_once(
     def task(index: int, value: Input) -> tuple[Input, Result | Failed]:
         return value, _attempt(index, value, run, what, stop_on=RemoteError)
 
+    failure: RemoteError | None = None
     with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
         under_way: set[Future[tuple[Input, Result | Failed]]] = set()
         try:
-            while True:
-                free = islice(numbered, workers - len(under_way))
+            while failure is None or under_way:
+                free = islice(numbered, 0 if failure else workers - len(under_way))
                 under_way |= {pool.submit(task, index, value) for index, value in free}
                 if not under_way:
                     return
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield future.result()
+                    error = future.exception()
+                    if isinstance(error, RemoteError):
+                        failure = error  # what is under way is still told
+                    else:
+                        yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+        raise failure
 
 
 def _attempt(

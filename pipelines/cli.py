@@ -69,7 +69,14 @@ Series = Annotated[
 Lenient = Annotated[
     bool, typer.Option("--lenient", help="Also files without preamble or meta header.")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Studies of --batch read at once.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Studies of --batch read at once; without it 4, or 1 where the model runs requests"
+        " one by one.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 app.add_typer(pacs.app, name="pacs")
@@ -105,7 +112,7 @@ def read(
     ] = None,
     batch: Batch = None,
     manifest: Manifest = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     dicom: Annotated[
         bool,
         typer.Option(
@@ -142,7 +149,7 @@ def read(
         if done.failed:
             raise typer.Exit(EXIT_CODES[0][1])
         return
-    if study is None or manifest or workers > 1:
+    if study is None or manifest or workers is not None:
         raise typer.BadParameter("name a STUDY, or a folder of studies with --batch")
     if dicom and out is None:
         raise typer.BadParameter("--dicom needs --out, the folder to write into")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ from pipelines.journal import Journal
 if TYPE_CHECKING:
     from pipelines.ct_report import CtReportPipeline
     from pipelines.evidence import Reading
+
+
+_WORKERS = 4  # enough to keep a model busy; each holds a study in memory
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def read_folder(
     *,
     manifest: Path | None = None,
     terms: Terms | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> Summary:
     """Read every study of `folder` that `out` does not hold yet.
 
@@ -69,12 +72,17 @@ def read_folder(
     …}` or `{"case": NAME, "error": {"type": …, "message": …}}`. A line is on the disk before its
     study counts as done, so a run that is killed goes on where it was.
 
+    Args:
+        workers: studies read at once; None for 4, or 1 where the model runs requests one by one.
+
     Raises:
         InputError: the folder, the manifest or `out` cannot be used.
         RemoteError: the model's server failed; the same call goes on later.
     """
     from tqdm import tqdm
 
+    if workers is None:
+        workers = 1 if task.backend.capabilities().one_by_one else _WORKERS
     if workers < 1:
         raise InvalidOption(f"workers is {workers}; use 1 or more")
     terms, started = terms or Terms(), time.monotonic()
@@ -107,11 +115,14 @@ def _settings(task: CtReportPipeline, terms: Terms) -> dict[str, Any]:
 
 def _read(task: CtReportPipeline, entry: Entry, terms: Terms) -> Reading:
     words = read_report(entry.report_file) if entry.report_file else entry.report
-    return task(
+    reading = task(
         entry.study, words, entry.dictation, entry.question or terms.question,
         report_from_study=terms.report_from_study and not words,
         allow_burned_in=terms.allow_burned_in,
     )  # fmt: skip
+    ours = {file.name for file in (entry.report_file, entry.dictation) if file}
+    kept = (w for w in reading.warnings if w.code != "NOT_DICOM" or w.subject not in ours)
+    return replace(reading, warnings=tuple(kept))
 
 
 def _line(entry: Entry, outcome: Reading | Failed) -> dict[str, Any]:

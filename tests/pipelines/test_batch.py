@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
-from encoders.errors import UnreadableFile
-from pipelines.batch import Failed, run_each
+from encoders.errors import Unreachable, UnreadableFile
+from pipelines.batch import Failed, run_at_once, run_each
 
 
 def fragile(value: int) -> int:
@@ -49,3 +50,22 @@ def test_an_interrupt_is_not_swallowed():
 
     with pytest.raises(KeyboardInterrupt):
         list(run_each([1], stop, "things"))
+
+
+def test_what_is_under_way_when_a_server_goes_is_still_told():
+    """The second input fails while the first is at work; a third is never begun."""
+    failed, begun = threading.Event(), []
+
+    def run(value: int) -> int:
+        begun.append(value)
+        if value == 2:
+            failed.set()
+            raise Unreachable("nobody answers")
+        assert failed.wait(60)
+        return value
+
+    outcomes = run_at_once([1, 2, 3], run, "things", 2)
+    assert next(outcomes) == (1, 1)
+    with pytest.raises(Unreachable, match="nobody answers"):
+        next(outcomes)
+    assert sorted(begun) == [1, 2]

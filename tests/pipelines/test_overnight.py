@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from encoders.errors import InputError, InvalidOption, MissingInput, Unreachable, UnsafeOutput
+from pipelines import overnight
 from pipelines.casebook import find_cases
 from pipelines.cli import app
 from pipelines.ct_report import CtReportPipeline
@@ -60,6 +62,7 @@ def test_every_study_gets_one_line_and_a_broken_one_an_error(night: Path, tmp_pa
     assert by_name["omega"]["error"]["type"] == "NotDicom"
     assert by_name["alpha"]["reading"]["report"] == "There is a nodule in the left lung."
     assert by_name["gamma.zip"]["reading"]["report"] == "No nodule."
+    assert not [w for w in by_name["alpha"]["reading"]["warnings"] if w["code"] == "NOT_DICOM"]
     assert by_name["beta"]["reading"]["agreement"] == "no report"
     assert by_name["beta"]["reading"]["answer"] == "no findings"
     assert (done.studies, done.read, done.failed, done.ignored_files) == (4, 4, 1, 1)
@@ -141,7 +144,7 @@ KILLED = """
                 sys.stdin.read()  # until it is killed
             return super().novelty(study)
 
-    read_folder(CtReportPipeline(Stuck()), Path(sys.argv[1]), Path(sys.argv[2]))
+    read_folder(CtReportPipeline(Stuck()), Path(sys.argv[1]), Path(sys.argv[2]), workers=1)
 """
 
 
@@ -167,15 +170,37 @@ def test_a_run_that_is_killed_goes_on_with_nothing_lost_and_nothing_twice(
     assert names_of(out) == ["alpha", "beta", "gamma.zip", "omega"]
     fresh = tmp_path / "fresh.jsonl"
     read_folder(CtReportPipeline(FakeBackend()), night, fresh)
-    assert [timeless(line) for line in lines_of(out)] == [
-        timeless(line) for line in lines_of(fresh)
-    ]
+    assert timeless_lines(out) == timeless_lines(fresh)
+
+
+def timeless_lines(file: Path) -> list[dict[str, Any]]:
+    lines = sorted(lines_of(file), key=lambda line: line.get("case", ""))
+    return [timeless(line) for line in lines]
 
 
 def timeless(line: dict[str, Any]) -> dict[str, Any]:
     if "reading" in line:
         line["reading"].pop("timings_s")
     return line
+
+
+def test_a_model_that_runs_one_by_one_gets_one_study_at_a_time(
+    night: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    kept = overnight.run_at_once
+
+    def noted(inputs: Any, run: Any, what: str, workers: int) -> Any:
+        asked.append(workers)
+        return kept(inputs, run, what, workers)
+
+    monkeypatch.setattr(overnight, "run_at_once", noted)
+    for number, why in enumerate(("", "it has recurrent states")):
+        fake = FakeBackend()
+        able = replace(fake.capabilities(), one_by_one=why)
+        monkeypatch.setattr(fake, "capabilities", lambda able=able: able)
+        read_folder(CtReportPipeline(fake), night, tmp_path / f"{number}.jsonl")
+    assert asked == [4, 1]
 
 
 class Meeting(FakeBackend):
@@ -217,7 +242,7 @@ def test_a_server_that_is_gone_stops_the_batch_instead_of_failing_every_study(
 ) -> None:
     out = tmp_path / "results.jsonl"
     with pytest.raises(Unreachable, match="nobody answers"):
-        read_folder(CtReportPipeline(Gone()), night, out)
+        read_folder(CtReportPipeline(Gone()), night, out, workers=1)
     assert names_of(out) == ["alpha"]
     assert read_folder(CtReportPipeline(FakeBackend()), night, out).read == 3
 
@@ -284,23 +309,28 @@ def test_a_recording_lies_in_the_folder_or_beside_the_archive(tmp_path: Path) ->
 
 
 def test_the_command_reads_a_folder_with_the_demo(tmp_path: Path) -> None:
-    """The shipped sample beside a folder of nothing: exit code 3, a summary, a line each."""
+    """The shipped sample twice, at once, beside a folder of nothing: exit code 3, a line each."""
     sample = ROOT / "multimodal" / "demo" / "sample"
     night, out = tmp_path / "night", tmp_path / "results.jsonl"
-    shutil.copytree(sample / "study", night / "good")
-    shutil.copy(sample / "report.txt", night / "good" / "report.txt")
+    for name in ("good", "same"):
+        shutil.copytree(sample / "study", night / name)
+        shutil.copy(sample / "report.txt", night / name / "report.txt")
     (night / "empty").mkdir()
     command = ["read", "--batch", str(night), "--out", str(out), "--json"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 3
     summary = json.loads(done.stdout)
-    assert (summary["studies"], summary["read"], summary["failed"]) == (2, 2, 1)
-    assert summary["agreement"] == {"disagrees": 1}
-    by_name = {line["case"]: line for line in lines_of(out)[1:]}
-    assert len(by_name["good"]["reading"]["discrepancies"]) == 2
+    assert (summary["studies"], summary["read"], summary["failed"]) == (3, 3, 1)
+    assert summary["agreement"] == {"disagrees": 2}
+    by_name = {line["case"]: timeless(line) for line in lines_of(out)[1:]}
+    good, same = by_name["good"]["reading"], by_name["same"]["reading"]
+    assert len(good["discrepancies"]) == 2
+    for reading in (good, same):
+        reading.pop("usage")  # what one encoded, the other found
+    assert good == same
     assert by_name["empty"]["error"]["type"] == "NotDicom"
     again = CliRunner().invoke(app, command[:-1])
-    assert again.stdout.startswith("2 studies: 0 read now, 2 before\n  1 disagrees\n  1 could not")
+    assert again.stdout.startswith("3 studies: 0 read now, 3 before\n  2 disagrees\n  1 could not")
 
 
 @pytest.mark.parametrize(
