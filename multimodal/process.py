@@ -30,6 +30,7 @@ from multimodal.backends import (
 )
 from multimodal.events import EventStream
 from multimodal.messages import Message, Study
+from multimodal.shipping import Receiver, Sender
 
 HEARTBEAT_S = 0.2
 _LONGEST_PAUSE_S = 30.0  # between two starts of a process that does not come up
@@ -68,6 +69,7 @@ class BackendProcess:
         self._numbers = itertools.count()
         self._waiting: dict[int, Callable[[Any], None]] = {}  # where each answer's events go
         self._pipe: Connection | None = None
+        self._sender = Sender()
         self._process: Any = None
         self._capabilities: Capabilities | None = None
         self._busy, self._heard = Load(), 0.0
@@ -166,7 +168,8 @@ class BackendProcess:
         with self._lock:
             try:
                 assert self._pipe is not None
-                self._pipe.send(message)
+                for parcel in self._sender.packed(message):
+                    self._pipe.send(parcel)
             except (OSError, AssertionError):
                 return False
         return True
@@ -201,7 +204,7 @@ class BackendProcess:
         self._process.start()
         theirs.close()
         with self._lock:
-            self._pipe = ours
+            self._pipe, self._sender = ours, Sender()
         try:
             while True:
                 self._hear(ours.recv())
@@ -258,7 +261,7 @@ class _Child:
     """The child's end of the pipe, and the answers it makes."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()
+        self._pipe, self._lock, self._receiver = pipe, threading.Lock(), Receiver()
         self._answers: dict[int, Any] = {}
         self._ended = threading.Event()
 
@@ -280,9 +283,12 @@ class _Child:
         """Take calls until the parent closes or is gone."""
         while not self._ended.is_set():
             try:
-                name, *rest = self._pipe.recv()
+                call = self._receiver.unpacked(self._pipe.recv())
             except (EOFError, OSError):
                 break
+            if call is None:
+                continue
+            name, *rest = call
             if name == "close":
                 break
             if name == "cancel":
