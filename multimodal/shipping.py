@@ -46,7 +46,7 @@ class Sender:
 
     def packed(self, call: tuple[Any, ...]) -> Iterator[Any]:
         """What to send for a call: studies that are new, then the call that names them."""
-        studies = {s.study.digest: s.study for value in call for s in _studies(value)}
+        studies = {s.digest: s for value in call for s in _studies(value)}
         for digest, study in studies.items():
             if digest not in self._kept:
                 yield Keep(digest, study)
@@ -83,12 +83,12 @@ def _has_digest(study: Any) -> bool:
     return bool(getattr(study, "digest", ""))
 
 
-def _studies(value: Any) -> Iterator[Study]:
+def _studies(value: Any) -> Iterator[Any]:
     """Studies of an argument that are worth keeping."""
     parts = [part for message in _messages(value) for part in message.parts]
     for part in (value, *parts):
         if isinstance(part, Study) and _has_digest(part.study):
-            yield part
+            yield part.study
 
 
 def _messages(value: Any) -> Sequence[Message]:

@@ -88,3 +88,28 @@ def test_a_port_that_is_taken_is_told():
         taken.listen()
         with pytest.raises(InvalidOption, match="choose another --port"):
             run_server(Gated, Settings(), port=taken.getsockname()[1])
+
+
+def test_answers_are_not_held_back_by_the_network():
+    """Head and body of an answer are two packets; Nagle's algorithm kept the second for 40 ms."""
+    import asyncio
+    import socket
+
+    from pipelines.server import process as module
+
+    async def check() -> None:
+        answered = asyncio.get_running_loop().create_future()
+
+        def connected(_: Any, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            answered.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with module._bound("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(connected, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                assert await answered
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(check())

@@ -1,0 +1,200 @@
+"""How the server behaves when too many come, hang up at once, or kill its model.
+
+    python -m benchmarks.server [--model FOLDER --rounds 3 --tokens 16]
+
+Runs `crossread serve` as a process with 8 requests at work and 100 waiting, and asks it over HTTP
+from this one. Overload: a burst of 300 beside one of 108, which just fits: latency of accepted
+requests, of refusals and of /healthz meanwhile. Disconnects: 80 clients hang up; the time until all
+places are free. Kill: SIGKILL of the model's process; the time until every client has heard and
+until the server is ready. Wall clock, as clients see it: run it on an idle machine with two cores.
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from benchmarks.sparse import machine
+
+RUNNING, WAITING, BURST = 8, 100, 300
+NO_LIMITS = httpx.Limits(max_connections=None)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value that this share of all lie at or below."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+@contextmanager
+def serving(model: str | None) -> Iterator[str]:
+    """The root address of a server that runs until the block ends."""
+    command = [sys.executable, "-m", "pipelines.cli", "serve", "--port", "0"]
+    command += ["--max-running", str(RUNNING), "--max-waiting", str(WAITING)]
+    command += ["--model", model] if model else []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        root = child.stderr.readline().split()[-1].removesuffix("/v1")
+        try:
+            wait_for(lambda: httpx.get(f"{root}/readyz").is_success)
+            yield root
+        finally:
+            child.send_signal(signal.SIGTERM)
+
+
+def wait_for(true: Any, limit_s: float = 120.0) -> float:
+    """Seconds until something is true."""
+    started = time.monotonic()
+    while not true():
+        if time.monotonic() - started > limit_s:
+            raise TimeoutError("the server did not get there")
+        time.sleep(0.002)
+    return time.monotonic() - started
+
+
+def body(name: str, tokens: int, number: int, *, stream: bool = False) -> dict[str, Any]:
+    """A chat request whose words differ from those of others."""
+    content = f"Is there a nodule in study {number}?"
+    return {
+        "model": name, "max_tokens": tokens, "stream": stream,
+        "messages": [{"role": "user", "content": content}],
+    }  # fmt: skip
+
+
+async def burst(root: str, name: str, tokens: int, size: int) -> dict[str, Any]:
+    """Latencies of so many requests at once, and of /healthz meanwhile."""
+    accepted, refused, health = [], [], []
+    done = asyncio.Event()
+
+    async def one(http: httpx.AsyncClient, number: int) -> None:
+        started = time.monotonic()
+        answer = await http.post("/v1/chat/completions", json=body(name, tokens, number))
+        took = time.monotonic() - started
+        assert answer.status_code in (200, 429), answer.text
+        (accepted if answer.status_code == 200 else refused).append(took)
+
+    async def watch() -> None:
+        async with httpx.AsyncClient(base_url=root, timeout=60) as http:
+            while not done.is_set():
+                started = time.monotonic()
+                await http.get("/healthz")
+                health.append(time.monotonic() - started)
+                await asyncio.sleep(0.05)
+
+    async with httpx.AsyncClient(base_url=root, timeout=600, limits=NO_LIMITS) as http:
+        watching = asyncio.ensure_future(watch())
+        await asyncio.gather(*(one(http, n) for n in range(size)))
+        done.set()
+        await watching
+    return {"accepted": accepted, "refused": refused, "health": health}
+
+
+def overload(root: str, name: str, tokens: int) -> dict[str, Any]:
+    """S6: what 300 at once do to those who are let in."""
+    calm = asyncio.run(burst(root, name, tokens, RUNNING + WAITING))
+    busy = asyncio.run(burst(root, name, tokens, BURST))
+    return {
+        "accepted": len(busy["accepted"]), "refused": len(busy["refused"]),
+        "slowest_ratio": max(busy["accepted"]) / max(calm["accepted"]),
+        "mean_ratio": statistics.mean(busy["accepted"]) / statistics.mean(calm["accepted"]),
+        "refusal_p99_s": quantile(busy["refused"], 0.99),
+        "healthz_p99_s": quantile(busy["health"], 0.99),
+    }  # fmt: skip
+
+
+def metric(root: str, name: str) -> float:
+    """The sum of a metric's values."""
+    lines = httpx.get(f"{root}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"crossread_{name}{{"))
+
+
+def is_free(root: str) -> bool:
+    """Whether nobody is inside."""
+    return metric(root, "num_requests_running") + metric(root, "num_requests_waiting") == 0
+
+
+def disconnects(root: str, name: str, *, stream: bool) -> float:
+    """S7: seconds until all places are free after 80 clients have hung up."""
+
+    async def hang_up() -> None:
+        async with httpx.AsyncClient(base_url=root, timeout=600, limits=NO_LIMITS) as http:
+            asked = [
+                asyncio.ensure_future(
+                    http.post("/v1/chat/completions", json=body(name, 1000, n, stream=stream))
+                )
+                for n in range(80)
+            ]
+            inside = lambda: metric(root, "num_requests_waiting") >= 80 - RUNNING  # noqa: E731
+            await asyncio.to_thread(wait_for, inside)
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(hang_up())
+    return wait_for(lambda: is_free(root))
+
+
+def kill(root: str, name: str) -> dict[str, Any]:
+    """S9: what clients hear when the model's process is killed, and when the server is back."""
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(base_url=root, timeout=600, limits=NO_LIMITS) as http:
+            asked = [
+                asyncio.ensure_future(http.post("/v1/chat/completions", json=body(name, 1000, n)))
+                for n in range(40)
+            ]
+            await asyncio.to_thread(wait_for, lambda: metric(root, "num_requests_waiting") >= 32)
+            os.kill(engine_pid(), signal.SIGKILL)
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    started = time.monotonic()
+    statuses = asyncio.run(ask())
+    heard_s = time.monotonic() - started
+    ready_s = wait_for(lambda: httpx.get(f"{root}/readyz").is_success)
+    told = {str(status): statuses.count(status) for status in sorted(set(statuses))}
+    return {"statuses": told, "all_heard_s": heard_s, "ready_after_s": ready_s}
+
+
+def engine_pid() -> int:
+    """The process that runs the model: the server's child that was spawned."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()[1:]]
+    (server,) = [pid for pid, ppid, args in rows if ppid == str(os.getpid()) and "serve" in args]
+    children = [pid for pid, ppid, args in rows if ppid == server and "spawn_main" in args]
+    return int(children[0])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16)
+    asked = parser.parse_args(arguments)
+    with serving(asked.model) as root:
+        name = httpx.get(f"{root}/v1/models").json()["data"][0]["id"]
+        asyncio.run(burst(root, name, asked.tokens, RUNNING))  # warm
+        told = {
+            "machine": machine(), "cores": os.cpu_count(), "model": name,
+            "overload": [overload(root, name, asked.tokens) for _ in range(asked.rounds)],
+            "disconnect_stream_s": [disconnects(root, name, stream=True) for _ in range(asked.rounds)],
+            "disconnect_whole_s": [disconnects(root, name, stream=False) for _ in range(asked.rounds)],
+            "kill": [kill(root, name) for _ in range(asked.rounds)],
+        }  # fmt: skip
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
