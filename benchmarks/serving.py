@@ -125,7 +125,7 @@ class Server:
         self.then: Callable[[Job], None] = lambda job: None
         with torch.inference_mode():
             runner = PackedRunner(model, limits.slots * 1024, tune=Tuner())
-            self.engine = Engine(runner, self._tick, lambda rows, *_: self.rows.append(rows))
+            self.engine = Engine(runner, self._tick, lambda rows, _: self.rows.append(rows))
 
     def _tick(self) -> Limits:
         while self._coming and self._coming[0].came_s <= self.clock.now():

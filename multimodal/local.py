@@ -7,6 +7,7 @@ pipeline and no report.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import time
 import weakref
@@ -34,12 +35,13 @@ from multimodal.backends import (
 )
 from multimodal.encoding import Encoded, MediaEncoder, weights_revision
 from multimodal.engine import sequence as seq
+from multimodal.engine.adaptive import MOST_SLOTS, Adaptive
+from multimodal.engine.doctor import Diagnosis, diagnose
 from multimodal.engine.engine import Engine
 from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.engine.memory import num_places
 from multimodal.engine.runner import PackedRunner, PlainRunner, Runner
-from multimodal.engine.scheduler import Limits
-from multimodal.engine.tuning import Tuner
+from multimodal.engine.tuning import Tuned, Tuner
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
 from multimodal.loading import load_composite, weights_sha256
@@ -53,7 +55,16 @@ from multimodal.streaming import Answer
 
 
 class LocalBackend:
-    """Runs a composite in this process, for as many threads as ask."""
+    """Runs a composite in this process, for as many threads as ask.
+
+    Args:
+        model: the composite.
+        processor: its own.
+        name: by which it is told.
+        novelty: distances from what it was validated on.
+        folder: of its weights.
+        objective: "ttft", "throughput" or "even"; None for `CROSSREAD_OBJECTIVE`, else "even".
+    """
 
     def __init__(
         self,
@@ -63,6 +74,7 @@ class LocalBackend:
         novelty: NoveltyModel | None = None,
         *,
         folder: Path | None = None,
+        objective: str | None = None,
     ) -> None:
         self._folder = folder
         self.model, self.processor, self.name = model.eval(), processor, name
@@ -70,8 +82,8 @@ class LocalBackend:
         self._encoder = MediaEncoder(model, processor)
         self._lock = threading.Lock()  # fast tokenizers are not made for several threads
         self._decoder = copy.deepcopy(processor.tokenizer)  # the engine's own
-        self._why_one_by_one = ""
-        self.tuner = Tuner()
+        self._tuner = Tuner()
+        self._adaptive = Adaptive(objective or os.environ.get("CROSSREAD_OBJECTIVE") or "even")
         self._model_len = int(
             getattr(model.config.text_config, "max_position_embeddings", 0) or 2**31
         )
@@ -82,18 +94,21 @@ class LocalBackend:
         with self._lock, torch.inference_mode():
             made = self.__dict__.get("engine")  # by a thread that was quicker
             if made is None:
-                made = self.__dict__["engine"] = Engine(self._runner())
+                runner = self._runner()
+                made = Engine(runner, self._adaptive.limits, self._adaptive.measured,
+                              threads=self._tuner.tuned.threads)  # fmt: skip
+                self.__dict__["engine"] = made
                 weakref.finalize(self, Engine.close, made)
             return made
 
     def _runner(self) -> Runner:
         network = self.model.language_model
-        places = num_places(network, self._model_len, Limits.slots)
+        places = num_places(network, self._model_len, MOST_SLOTS)
         way = partial(_way, self.model)
         try:
-            return PackedRunner(network, places, way, self.tuner)
+            return PackedRunner(network, places, way, self._tuner)
         except IncompatibleModel as error:
-            self._why_one_by_one = str(error)
+            self._tuner.tuned = Tuned(one_by_one=str(error))
             return PlainRunner(network, way)
 
     @classmethod
@@ -104,6 +119,7 @@ class LocalBackend:
         device: str = "auto",
         dtype: str = "auto",
         sparsity: float | None = None,
+        objective: str | None = None,
     ) -> LocalBackend:
         """Load a composite's folder or Hub id.
 
@@ -117,7 +133,7 @@ class LocalBackend:
         folder = Path(model)
         home = folder if folder.is_dir() else None
         name = folder.resolve().name if home else str(model)
-        return cls(network, processor, name, load_novelty(folder), folder=home)
+        return cls(network, processor, name, load_novelty(folder), folder=home, objective=objective)
 
     @property
     def sparsity(self) -> float | None:
@@ -149,7 +165,7 @@ class LocalBackend:
         return Capabilities(
             self.name, frozenset(modalities), findings, self._max_len, bool(findings),
             self._weights_sha256, f"view profile {config.view_profile}",
-            one_by_one=self._why_one_by_one,
+            one_by_one=self._tuner.tuned.one_by_one,
         )  # fmt: skip
 
     @property
@@ -218,6 +234,10 @@ class LocalBackend:
         """How busy this backend is now."""
         load = self.engine.load()
         return replace(load, counters={**load.counters, **vars(self._encoder.counters)})
+
+    def diagnose(self) -> Diagnosis:
+        """What the engine chose on this machine, and why; runs a few steps to see."""
+        return diagnose(self.engine, self.model.language_model, self._adaptive, self._tuner.tuned)
 
     def close(self) -> None:
         """End the threads and forget what is cached; requests under way end as cancelled."""

@@ -1,4 +1,4 @@
-"""The command line: crossread read | chat | transcribe | info | serve | pacs.
+"""The command line: crossread read | chat | transcribe | info | doctor | serve | pacs.
 
 Exit codes: 0 done (whatever the verdict), 1 unexpected failure, 2 wrong usage, 3 bad input,
 4 model trouble, 5 remote trouble. Results go to stdout, everything else to stderr.
@@ -263,6 +263,30 @@ def info(
     typer.echo(_json(found) if as_json else describe_study(found))
     if not found["series"]:
         raise typer.Exit(EXIT_CODES[0][1])
+
+
+@app.command()
+def doctor(
+    model: Model = None,
+    device: Device = "auto",
+    sparsity: Sparsity = None,
+    objective: Annotated[
+        str | None, typer.Option(help="ttft, throughput or even; else CROSSREAD_OBJECTIVE.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what the engine chooses for a composite on this machine, and by which measurements."""
+    from multimodal.backends import DEMO
+    from multimodal.local import LocalBackend
+    from pipelines.terminal import describe_diagnosis
+
+    _hide_progress()
+    backend = LocalBackend.from_pretrained(
+        model or DEMO, device=device, sparsity=sparsity, objective=objective
+    )
+    told = backend.diagnose()
+    backend.close()
+    typer.echo(_json(told.to_dict()) if as_json else describe_diagnosis(told))
 
 
 @app.command("deidentify")

@@ -13,6 +13,7 @@ from encoders.features import Problem
 
 if TYPE_CHECKING:
     from encoders.dicom import Exported
+    from multimodal.engine.doctor import Diagnosis
     from pipelines.evidence import Discrepancy, Finding, Reading
     from pipelines.overnight import Summary
 
@@ -46,6 +47,13 @@ def describe_reading(reading: Reading) -> str:
         lines += ["", "Warnings", *_describe_problems(others)]
     total = reading.timings_s.get("total", 0.0)
     return "\n".join([*lines, "", f"{reading.model}, {total:.1f} s. {reading.disclaimer}"])
+
+
+def describe_diagnosis(told: Diagnosis) -> str:
+    """Each choice of the engine with its reason, then what steps cost."""
+    lines = [f"{choice.what:10} {choice.value:22} {choice.why}" for choice in told.choices]
+    costs = ", ".join(f"{rows}: {1e3 * s:.1f} ms" for rows, s in told.step_seconds.items())
+    return "\n".join([*lines, f"{'steps':10} measured by their tokens: {costs}"])
 
 
 def describe_export(done: Exported) -> str:

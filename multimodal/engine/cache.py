@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+NUM_KEPT = 64  # runs of finished sequences; each new prompt is compared with all of them
+
 
 @dataclass(eq=False)
 class Run:
@@ -95,6 +97,8 @@ class Pool:
             return
         run.content, run.used = content, next(self._clock)
         self._kept.add(run)
+        if len(self._kept) > NUM_KEPT:
+            self._kept.remove(self._oldest())
 
     def forget(self) -> None:
         """Throw out all that is kept of finished sequences."""
@@ -128,7 +132,7 @@ class Pool:
     def _allocate(self, size: int, owner: Hashable) -> Run | None:
         start = self._gap(size)
         while start is None and self._kept:
-            self._kept.remove(min(self._kept, key=lambda run: run.used))
+            self._kept.remove(self._oldest())
             start = self._gap(size)
         return None if start is None else Run(start, size, owner, np.empty(0, np.int64))
 
@@ -140,6 +144,9 @@ class Pool:
                 return at
             at = run.stop
         return at if self.num_places - at >= size else None
+
+    def _oldest(self) -> Run:
+        return min(self._kept, key=lambda run: run.used)
 
     def _copy(self, source: Run, target: Run, count: int) -> None:
         a, b = source.start, target.start

@@ -23,7 +23,6 @@ from multimodal.engine.sequence import Ended, Outcome, Picked, Scored, Segment, 
 
 _LOG = logging.getLogger(__name__)
 _RATE_SHARE = 0.1  # of the newest step in the measured rate
-IDLE_S = 0.5  # longest wait between two looks at who waits too long
 
 
 @dataclass
@@ -48,12 +47,14 @@ class Engine:
     Args:
         runner: the model.
         limits: asked before every step.
-        measured: told of every step: rows, of which answers, and seconds.
+        measured: told of every step: its rows and seconds.
+        threads: of torch, on the engine's thread; 0 leaves them as they are.
     """
 
     runner: Runner
     limits: Callable[[], Limits] = Limits
-    measured: Callable[[int, int, float], None] = lambda rows, answers, seconds: None
+    measured: Callable[[int, float], None] = lambda rows, seconds: None
+    threads: int = 0
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -108,6 +109,8 @@ class Engine:
     # --- the engine's thread ---------------------------------------------------------------------
 
     def _loop(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
         with torch.inference_mode():
             while self._gather():
                 try:
@@ -140,9 +143,9 @@ class Engine:
         segments = self._scheduler.plan(limits.chunk)
         if not segments:
             return
-        started = time.thread_time()
+        started = time.perf_counter()
         results = self._run(segments)
-        self._measure(segments, time.thread_time() - started, time.monotonic() - now_s)
+        self._measure(sum(s.count for s in segments), time.perf_counter() - started)
         for segment, _ in results:
             self._note(segment)
         self._advance([(s.sequence, logits) for s, logits in results if s.num_logits])
@@ -250,17 +253,14 @@ class Engine:
         except Exception:  # a listener that fails must not hurt the others
             _LOG.exception("a request's listener failed")
 
-    def _measure(self, segments: list[Segment], cpu_s: float, wall_s: float) -> None:
-        rows = sum(s.count for s in segments)
+    def _measure(self, rows: int, seconds: float) -> None:
         counters = self.counters
         counters.steps += 1
         counters.step_tokens += rows
-        counters.step_seconds += wall_s
-        rate = rows / max(wall_s, 1e-9)
-        self._rate = rate if not self._rate else (
-            self._rate + _RATE_SHARE * (rate - self._rate)
-        )  # fmt: skip
-        self.measured(rows, sum(s.ids is not None for s in segments), cpu_s)
+        counters.step_seconds += seconds
+        rate = rows / max(seconds, 1e-9)
+        self._rate += (rate - self._rate) * (_RATE_SHARE if self._rate else 1.0)
+        self.measured(rows, seconds)
 
     def _check(self, sequence: Sequence) -> None:
         if sequence.size > self.runner.capacity():

@@ -247,6 +247,19 @@ def test_info_tells_series_and_problems(run: Any, phantom_series: Path, tmp_path
     assert "notes.txt" in out
 
 
+def test_doctor_tells_what_the_engine_chose_and_why(run: Any, tiny_composite: Any, tmp_path: Path):
+    for part in tiny_composite:
+        part.save_pretrained(tmp_path)
+    code, out, _ = run("doctor", "--model", tmp_path, "--objective", "ttft")
+    assert code == 0
+    assert "batching   continuous" in out
+    told = json.loads(run("doctor", "--model", tmp_path, "--json")[1])
+    assert {"objective", "slots", "chunk", "threads"} <= {c["what"] for c in told["choices"]}
+    code, _, error = run("doctor", "--model", tmp_path, "--objective", "speed")
+    assert code == 3
+    assert "ttft, throughput, even" in error
+
+
 def test_info_shows_no_identifier(run: Any, tmp_path: Path, phantom_series: Path):
     import pydicom
 

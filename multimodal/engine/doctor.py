@@ -1,0 +1,111 @@
+"""What the engine chose on this machine and why: every choice with the measurement behind it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from multimodal.backends import GenerateOptions
+from multimodal.engine.adaptive import Adaptive
+from multimodal.engine.engine import Engine
+from multimodal.engine.memory import bytes_per_place
+from multimodal.engine.sequence import Outcome, Picked, Scored, Sequence
+from multimodal.engine.tuning import Tuned
+
+_PROMPTS = (16, 48, 96)  # tokens, of which steps of several sizes are tried
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that was chosen."""
+
+    what: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was chosen; `step_seconds` by rows is what it was chosen by."""
+
+    choices: tuple[Choice, ...]
+    step_seconds: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return asdict(self)
+
+
+def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Diagnosis:
+    """Let the engine run steps of several sizes, choose, and tell."""
+    _exercise(engine, model)
+    limits, cost = adaptive.choose(), adaptive.cost()
+    costs = "no two sizes of steps were measured" if cost is None else (
+        f"a step costs {1e3 * cost.fixed_s:.2f} ms and {1e3 * cost.row_s:.3f} ms a row"
+    )  # fmt: skip
+    room, each = engine.runner.capacity(), bytes_per_place(model)
+    choices = [
+        Choice("objective", adaptive.objective, "CROSSREAD_OBJECTIVE or --objective"),
+        Choice("device", str(model.device), "a GPU where there is one"),
+        Choice("dtype", str(model.dtype).removeprefix("torch."), _why_dtype(model, tuned)),
+        Choice("threads", str(tuned.threads), _why_threads(tuned)),
+        Choice("batching", "one by one" if tuned.one_by_one else "continuous",
+               tuned.one_by_one or "packed passes were tried and give what the model gives"),
+        Choice("slots", str(limits.slots), costs),
+        Choice("chunk", f"{limits.chunk} tokens", costs),
+        Choice("room", f"{room} tokens", f"{each} bytes of keys and values each"),
+        Choice("weights", "packed" if tuned.is_packed else "plain",
+               f"packed ones multiply {tuned.packing_gain:.2f} times as fast"),
+        Choice("MLPs", _mlps(tuned), _why_mlps(tuned)),
+    ]  # fmt: skip
+    return Diagnosis(tuple(choices), adaptive.costs())
+
+
+def _exercise(engine: Engine, model: Any) -> None:
+    for _ in range(_ROUNDS):
+        for length in _PROMPTS:
+            ended = threading.Event()
+
+            def tell(outcome: Outcome, ended: threading.Event = ended) -> bool:
+                if not isinstance(outcome, Picked | Scored):
+                    ended.set()
+                return True
+
+            ids = torch.arange(length, device=model.device) % model.config.vocab_size
+            with torch.inference_mode():
+                embeds = model.get_input_embeddings()(ids)
+            # numbers that no token has: nothing is reused
+            content = -np.random.default_rng().integers(2**40, 2**62, length)
+            engine.submit(Sequence(GenerateOptions(max_new_tokens=4), embeds, content, tell))
+            ended.wait()
+
+
+def _why_dtype(model: Any, tuned: Tuned) -> str:
+    if model.device.type != "cpu":
+        return "the checkpoint's"
+    return f"exact; bfloat16 multiplies {tuned.bfloat16_gain:.2f} times as fast (dtype=bfloat16)"
+
+
+def _why_threads(tuned: Tuned) -> str:
+    tried = ", ".join(f"{n}: {1e3 * s:.2f} ms" for n, s in tuned.thread_seconds)
+    return f"the fastest for the largest layer ({tried})" if tried else "as torch has it"
+
+
+def _mlps(tuned: Tuned) -> str:
+    if not tuned.sparse_gain:
+        return "dense"
+    return (
+        f"sparse up to {tuned.dense_above} tokens" if tuned.dense_above else "masked, none skipped"
+    )
+
+
+def _why_mlps(tuned: Tuned) -> str:
+    gains = ", ".join(f"{rows}: {gain:.2f}" for rows, gain in tuned.sparse_gain)
+    return (
+        f"sparse against dense, by tokens at once: {gains}" if gains else "the model has no gates"
+    )
