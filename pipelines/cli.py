@@ -281,11 +281,8 @@ def doctor(
     from pipelines.terminal import describe_diagnosis
 
     _hide_progress()
-    backend = LocalBackend.from_pretrained(
-        model or DEMO, device=device, sparsity=sparsity, objective=objective
-    )
-    told = backend.diagnose()
-    backend.close()
+    chosen = {"device": device, "sparsity": sparsity, "objective": objective}
+    told = LocalBackend.from_pretrained(model or DEMO, **chosen).diagnose()  # type: ignore[arg-type]
     typer.echo(_json(told.to_dict()) if as_json else describe_diagnosis(told))
 
 
