@@ -241,7 +241,7 @@ class Prompter:
             heard = (Source("audio", seconds=(0.0, len(sound) / 16000)),)
             return Shown("audio", (sound,), heard, _digest(sound))
         if isinstance(part, Video):
-            return _video(part)
+            return _video(part, getattr(self.processor.video_processor, "temporal_patch_size", 1))
         assert isinstance(part, Study)
         digest = getattr(part.study, "digest", "")
         key = digest and f"{tenant} {digest}"
@@ -385,8 +385,11 @@ def _whole(shown: Shown, index: int) -> Source:
     return Source(first.modality, part=index, seconds=(first.seconds[0], last.seconds[1]))
 
 
-def _video(part: Video) -> Shown:
-    """Frames `[n, h, w, 3]` and when each was, in milliseconds as transformers' metadata has it."""
+def _video(part: Video, together: int) -> Shown:
+    """Frames `[n, h, w, 3]` and when each was, in milliseconds as transformers' metadata has it.
+
+    So many frames `together` become the tokens of one moment, and have one source.
+    """
     from transformers.video_utils import VideoMetadata
 
     from encoders.video import sample_frames
@@ -396,7 +399,9 @@ def _video(part: Video) -> Shown:
     moments = [round(1000 * second) for _, second in frames]
     gap = (moments[-1] - moments[0]) / max(len(frames) - 1, 1) or 1000
     told = VideoMetadata(round(gap * len(frames)), fps=1000.0, frames_indices=moments)
-    sources = tuple(Source("video", seconds=(second, second)) for _, second in frames)
+    seconds = [second for _, second in frames]
+    groups = (seconds[i : i + together] for i in range(0, len(seconds), together))
+    sources = tuple(Source("video", seconds=(group[0], group[-1])) for group in groups)
     return Shown("video", ((stack, told),), sources, _digest(stack))
 
 

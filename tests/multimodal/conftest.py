@@ -12,7 +12,7 @@ from PIL import Image as Pictures
 from encoders.dicom import Volume, load_volume, scan
 from multimodal.backends import load_backend
 from multimodal.native import NativeBackend
-from tests.multimodal import native_zoo as zoo
+from tests.multimodal import native_zoo, native_zoo_more
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def folder(family: str) -> Path:
         if family not in made:
+            zoo = native_zoo if hasattr(native_zoo, f"save_{family}") else native_zoo_more
             made[family] = getattr(zoo, f"save_{family}")(tmp_path_factory.mktemp(family))
         return made[family]
 

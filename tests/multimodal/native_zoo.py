@@ -134,7 +134,7 @@ QWEN_VL = (
 )
 
 
-_QWEN_SPECIAL = (
+QWEN_SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
@@ -142,7 +142,7 @@ _QWEN_VISION = {
     "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
     "out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 56,
 }  # fmt: skip
-_MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 
 
 def save_qwen2_5_vl(folder: Path) -> Path:
@@ -155,11 +155,11 @@ def save_qwen2_5_vl(folder: Path) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    made = tokenizer(_QWEN_SPECIAL, QWEN_VL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    made = tokenizer(QWEN_SPECIAL, QWEN_VL, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     ids = ids_of(made, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>",
                  vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>")  # fmt: skip
     torch.manual_seed(0)
-    text = {**TEXT, "vocab_size": len(made), "rope_parameters": _MROPE,
+    text = {**TEXT, "vocab_size": len(made), "rope_parameters": MROPE,
             "bos_token_id": None, "eos_token_id": made.eos_token_id}  # fmt: skip
     config = Qwen2_5_VLConfig(text_config=text, vision_config=_QWEN_VISION, **ids)
     model = Qwen2_5_VLForConditionalGeneration(config)
@@ -208,7 +208,7 @@ def save_qwen2_5_omni(folder: Path) -> Path:
     torch.manual_seed(0)
     audio = {"num_mel_bins": 128, "encoder_layers": 1, "encoder_attention_heads": 2,
              "encoder_ffn_dim": 32, "d_model": 16, "output_dim": 32}  # fmt: skip
-    text = {**TEXT, "vocab_size": len(made), "rope_parameters": _MROPE,
+    text = {**TEXT, "vocab_size": len(made), "rope_parameters": MROPE,
             "eos_token_id": made.eos_token_id}  # fmt: skip
     thinker = {"text_config": text, "vision_config": _QWEN_VISION, "audio_config": audio, **ids}
     config = Qwen2_5OmniConfig(thinker_config=thinker)
