@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_VIEW = 64
+_FAR = 4  # times more or fewer
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Joints:
     """How features become tokens of the backbone.
 
     `vision_factor` squared patches become one token, joined ("shuffle") or averaged ("pool"); None
-    takes the factor that leaves about 64 tokens a picture. `audio_stack` frames become one token.
+    takes the factor that leaves about 64 tokens a picture, and averages where joining cannot.
+    `audio_stack` frames become one token.
     """
 
     vision_factor: int | None = None
@@ -95,12 +97,15 @@ def compose(
         raise IncompatibleModel(
             f"view profile {view_profile!r} keeps each slice's own size; a composite needs one size"
         )
+    factor, reduction = joints.vision_factor or 1, str(joints.vision_reduction)
+    if vision_tower is not None and joints.vision_factor is None:
+        factor, reduction = _reduction(vision_tower, reduction)
     config = MultimodalConfig(
         text_config=language_model.config,
         vision_config=vision_tower.to_dict() if vision_tower else None,
         audio_config=audio_tower.to_dict() if audio_tower else None,
-        vision_factor=(joints.vision_factor or _factor(vision_tower)) if vision_tower else 1,
-        vision_reduction=joints.vision_reduction,
+        vision_factor=factor if vision_tower else 1,
+        vision_reduction=reduction,
         audio_stack=joints.audio_stack,
         findings=list(findings) if vision_tower else None,
         sparsity=sparsity.to_dict() if sparsity else None,
@@ -148,8 +153,19 @@ def _add_special_tokens(model: Any, tokenizer: Any) -> dict[str, int]:
     return {name: convert(token) for name, token in names.items()}
 
 
-def _factor(tower: VisionTower) -> int:
-    """The reduction that divides the grid and comes nearest to 64 tokens a picture, by ratio."""
+def _reduction(tower: VisionTower, wanted: str) -> tuple[int, str]:
+    """Factor and kind of the reduction that comes nearest to 64 tokens a picture, by ratio.
+
+    Patches are joined where a factor divides the grid; of a grid that no factor brings near, such
+    as the 37 x 37 of DINOv2 at 518 pixels, their mean is taken.
+    """
     rows, columns = tower.grid
-    divisors = [k for k in range(1, min(rows, columns) + 1) if rows % k == 0 and columns % k == 0]
-    return min(divisors, key=lambda k: abs(log((rows // k) * (columns // k) / _TOKENS_PER_VIEW)))
+
+    def distance(k: int) -> float:
+        return abs(log((rows // k) * (columns // k) / _TOKENS_PER_VIEW))
+
+    factors = range(1, min(rows, columns) + 1)
+    dividing = min((k for k in factors if rows % k == columns % k == 0), key=distance)
+    if wanted == "shuffle" and distance(dividing) <= log(_FAR):
+        return dividing, wanted
+    return min(factors, key=distance), "pool"

@@ -48,18 +48,22 @@ def mlp(width_in: int, width_out: int) -> nn.Sequential:
 class SliceProjector(nn.Module):
     """Patch features of pictures -> embeddings, `factor` squared patches to a token.
 
-    "shuffle" joins the patches' features (nothing is averaged away), "pool" takes their mean.
+    "shuffle" joins the patches' features (nothing is averaged away), "pool" takes their mean. Where
+    `factor` does not divide the grid (37 x 37 is prime), "pool" takes the mean of cells of nearly
+    equal size that may share a row or column of patches.
     """
 
     def __init__(
         self, width: int, hidden: int, grid: tuple[int, int], *, factor: int, reduction: str
     ) -> None:
         super().__init__()
-        if grid[0] % factor or grid[1] % factor:
+        divides = grid[0] % factor == 0 and grid[1] % factor == 0
+        if factor > min(grid) or not (divides or reduction == "pool"):
             raise IncompatibleModel(
                 f"a {grid[0]}x{grid[1]} grid of patches cannot be reduced by {factor};"
-                " choose a vision_factor that divides it"
+                " choose a vision_factor that divides it, or the vision_reduction 'pool'"
             )
+        self.divides = divides
         self.grid, self.factor, self.reduction = grid, factor, reduction
         self.mlp = mlp(width * (factor**2 if reduction == "shuffle" else 1), hidden)
         self.place = nn.Linear(3 * FOURIER_WIDTH + 4, hidden)
@@ -68,15 +72,21 @@ class SliceProjector(nn.Module):
         self, features: torch.Tensor, geometry: torch.Tensor, view_size: int
     ) -> torch.Tensor:
         """`[n, patches, width]` and geometry `[n, 11]` -> `[n, tokens, hidden]`."""
-        n, _, width = features.shape
-        k, (rows, columns) = self.factor, self.grid
-        cells = features.view(n, rows // k, k, columns // k, k, width).transpose(2, 3)
-        cells = cells.reshape(n, -1, k * k, width)
-        reduced = cells.flatten(2) if self.reduction == "shuffle" else cells.mean(2)
-        projected = self.mlp(reduced)
+        projected = self.mlp(self._reduced(features))
         place = self.place(self._place_features(geometry, view_size).to(projected.dtype))
         known = geometry[:, None, 10:11].to(projected.dtype)
         return projected + known * place
+
+    def _reduced(self, features: torch.Tensor) -> torch.Tensor:
+        n, _, width = features.shape
+        k, (rows, columns) = self.factor, self.grid
+        if not self.divides:
+            picture = features.transpose(1, 2).reshape(n, width, rows, columns)
+            cells = nn.functional.adaptive_avg_pool2d(picture, (rows // k, columns // k))
+            return cells.flatten(2).transpose(1, 2)
+        cells = features.view(n, rows // k, k, columns // k, k, width).transpose(2, 3)
+        cells = cells.reshape(n, -1, k * k, width)
+        return cells.flatten(2) if self.reduction == "shuffle" else cells.mean(2)
 
     def _place_features(self, geometry: torch.Tensor, view_size: int) -> torch.Tensor:
         grid = (self.grid[0] // self.factor, self.grid[1] // self.factor)

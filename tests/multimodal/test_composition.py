@@ -280,15 +280,41 @@ def test_joints_are_chosen_checked_and_refused(parts: dict[str, Path], tiny_back
 
 
 @pytest.mark.parametrize(
-    ("grid", "tokens"), [(7, 49), (12, 36), (14, 49), (16, 64), (24, 64), (27, 81), (32, 64)]
-)
-def test_a_picture_takes_about_64_tokens_of_any_tower(grid: int, tokens: int) -> None:
+    ("grid", "tokens", "reduction"),
+    [(7, 49, "shuffle"), (12, 36, "shuffle"), (14, 49, "shuffle"), (16, 64, "shuffle"),
+     (24, 64, "shuffle"), (27, 81, "shuffle"), (32, 64, "shuffle"), (37, 81, "pool"),
+     (31, 49, "pool"), (34, 64, "pool")],
+)  # fmt: skip
+def test_a_picture_takes_about_64_tokens_of_any_tower(
+    grid: int, tokens: int, reduction: str
+) -> None:
+    """37 x 37 patches are DINOv2's at 518 pixels: joining them by a divisor would leave 1,369."""
     from types import SimpleNamespace
 
-    from multimodal.composition import _factor
+    from multimodal.composition import _reduction
 
     tower: Any = SimpleNamespace(grid=(grid, grid))
-    assert (grid // _factor(tower)) ** 2 == tokens
+    factor, kind = _reduction(tower, "shuffle")
+    assert ((grid // factor) ** 2, kind) == (tokens, reduction)
+
+
+def test_a_tower_of_a_prime_grid_is_pooled(tiny_backbone: Path, tmp_path: Path) -> None:
+    """Dinov2 of 518 pixels, its real grid: 81 tokens a picture, saved and loaded again."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2,
+                          image_size=518, patch_size=14)  # fmt: skip
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    BitImageProcessor(size={"shortest_edge": 518}, crop_size={"height": 518, "width": 518}).save_pretrained(tmp_path / "dino")  # fmt: skip
+    model, processor = compose(str(tmp_path / "dino"), None, tiny_backbone)
+    assert (model.config.vision_factor, model.config.vision_reduction) == (4, "pool")
+    tensors = processor(text="<image>", images=_picture())
+    assert int((tensors["input_ids"] == model.config.image_token_id).sum()) == 81
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(model(**tensors).logits, again(**tensors).logits)
 
 
 def test_half_precision_backbones_keep_their_type(parts: dict[str, Path], tmp_path: Path) -> None:

@@ -205,6 +205,21 @@ def test_pooling_is_the_mean_and_shuffling_keeps_every_patch() -> None:
     assert seen[1][0, 1, ::3].tolist() == [2.0, 3.0, 6.0, 7.0]
 
 
+@torch.no_grad()
+def test_pooling_a_grid_that_the_factor_does_not_divide_is_adaptive() -> None:
+    """5 x 5 by 2: cells of 3 x 3 patches that share the middle row and column."""
+    grid = torch.arange(25.0).view(1, 25, 1).expand(1, 25, 3).contiguous()
+    seen: list[torch.Tensor] = []
+    projector = SliceProjector(3, 8, (5, 5), factor=2, reduction="pool")
+    projector.mlp.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    assert projector(grid, torch.zeros(1, 11), 35).shape == (1, 4, 8)
+    square = grid[0, :, 0].view(5, 5)
+    cells = [square[r : r + 3, c : c + 3].mean().item() for r in (0, 2) for c in (0, 2)]
+    assert seen[0][0, :, 0].tolist() == cells
+    with pytest.raises(IncompatibleModel, match=r"5x5 grid .* or the vision_reduction 'pool'"):
+        SliceProjector(3, 8, (5, 5), factor=2, reduction="shuffle")
+
+
 def test_token_centres_are_the_cells_middles_in_the_patient() -> None:
     geometry = torch.tensor([[10.0, 20.0, 30.0, 2.0, 0, 0, 0, 3.0, 0, 5.0, 1.0]])
     centres = token_centres_mm(geometry, (2, 2), 8)
