@@ -143,6 +143,11 @@ class Prompter:
         except jinja2.TemplateError as error:
             raise InvalidMessage(f"{self.name} refuses the conversation: {error}") from error
 
+    def encode_choice(self, choice: str, prompt: Prompt | None = None) -> list[int]:
+        """A choice's tokens; after a colon the answer begins with a space."""
+        lead = " " if prompt and prompt.text.endswith(":") else ""
+        return self.tokenizer.encode(lead + choice, add_special_tokens=False)
+
     # --- what the template does with a part -----------------------------------------------------
 
     def _reads_lists(self) -> bool:

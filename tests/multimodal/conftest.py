@@ -39,7 +39,7 @@ def native(checkpoint: Callable[[str], Path]) -> Callable[[str], NativeBackend]:
             made = load_backend(checkpoint(family))
             assert isinstance(made, NativeBackend)
             loaded[family] = made
-        loaded[family]._prefix = None
+        loaded[family].loop.forget()
         return loaded[family]
 
     return backend

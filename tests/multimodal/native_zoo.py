@@ -18,9 +18,10 @@ SEEING = ("gemma3", "gemma4_unified", "qwen2_5_vl", "qwen2_5_omni", "llava_onevi
 HEARING = ("gemma4_unified", "qwen2_5_omni", "phi4_multimodal", "voxtral")
 WATCHING = ("gemma4_unified", "qwen2_5_vl", "qwen2_5_omni", "llava_onevision")
 EVERY = (*SEEING, "voxtral", "deepseek_llm")
+# weights so large that attention is not flat: a wrong position or mask must change the answer
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 16384,
+    "num_key_value_heads": 2, "max_position_embeddings": 16384, "initializer_range": 0.3,
 }  # fmt: skip
 SIGLIP = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

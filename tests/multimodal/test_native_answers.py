@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def test_a_further_question_encodes_nothing_and_is_exact(
     study, forms = Study(volume), system("Be brief.")
     wanted = GenerateOptions(choices=("agrees", "direction", "size"))
     fresh = collect(backend.generate([forms, user(study, "How large is it?")], wanted))
-    backend._prefix = None
+    backend.loop.forget()
     spent = [
         collect(backend.generate([forms, user(study, words)], options)).usage.encoded_media
         for words, options in (("What is it?", SHORT), ("List the findings.", wanted),
@@ -251,7 +252,7 @@ def test_closing_an_answer_cancels_it_and_harms_no_other(
 ) -> None:
     backend, turns = native("gemma3"), [user(Study(volume), "What is it?")]
     alone = collect(backend.generate(turns, SHORT)).text
-    backend._prefix = None
+    backend.loop.forget()
     events = backend.generate(turns, GenerateOptions(max_new_tokens=200))
     next(events)
     assert backend.load() == Load(running=1, slots=1)
@@ -317,3 +318,37 @@ def test_nothing_is_kept_for_another_tenant(
         for tenant in ("a", "a", "b")
     ]
     assert [usage.encoded_media for usage in spent] == [1, 0, 1]
+
+
+def test_a_model_that_only_reads_answers_many_at_once(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    """On the engine, together: each the answer that transformers gives to it alone."""
+    backend = load_backend(checkpoint("deepseek_llm"))
+    assert isinstance(backend, NativeBackend)
+    asked = [[user(f"Is there a nodule of {n} mm?")] for n in range(6)]
+    alone = [reference(backend, turns) for turns in asked]
+    under_way = [backend.generate(turns, SHORT) for turns in asked]
+    first = [next(events) for events in under_way]
+    assert backend.capabilities().one_by_one == ""
+    told = [collect(itertools.chain([event], events)).text
+            for event, events in zip(first, under_way, strict=True)]  # fmt: skip
+    assert told == alone
+    assert backend.load().slots > 1
+
+
+def test_what_is_kept_of_one_answer_is_not_mixed_with_another_made_in_turn(
+    native: Callable[[str], NativeBackend], volume: Volume, picture: Pictures.Image
+) -> None:
+    """Places of pictures differ between the two; the one kept last is gone on with."""
+    backend, study = native("qwen2_5_vl"), Study(volume)
+    asked, wanted = [user(study, "Where is it?")], GenerateOptions(choices=("yes", "no", "maybe"))
+    fresh = collect(backend.generate(asked, wanted)).choices
+    backend.loop.forget()
+    long = backend.generate([user(study, "What is it?")], GenerateOptions(max_new_tokens=12))
+    next(long)
+    collect(backend.generate([user("a b", Image(picture), "And?")], SHORT))
+    collect(long)
+    finished = collect(backend.generate(asked, wanted))
+    assert finished.usage.encoded_media == 0
+    assert finished.choices == pytest.approx(fresh, abs=1e-4)
