@@ -40,6 +40,7 @@ lint: .venv/.installed-dev  ## ruff and mypy
 
 bench: .venv/.installed-dev  ## the project's measurements; each prints JSON
 	$(RUN) -m benchmarks.sparse
+	$(RUN) -m benchmarks.serving
 
 train-demo: .venv/.installed  ## the demo checkpoint from nothing (about two hours on two cores)
 	$(RUN) -m multimodal.training.recipe

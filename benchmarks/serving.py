@@ -74,11 +74,11 @@ def workload(num: int, longest_prompt: int, longest_answer: int) -> list[Job]:
     return [Job(chance.integers(3, 4096, p).tolist(), int(n)) for p, n in sizes]
 
 
-def random_llama() -> Any:
-    """27 million parameters, grouped attention 8 to 4."""
+def random_llama(layers: int = 8) -> Any:
+    """27 million parameters with 8 layers, grouped attention 8 to 4."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=4096, hidden_size=512, intermediate_size=1376, num_hidden_layers=8,
+        vocab_size=4096, hidden_size=512, intermediate_size=1376, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=2048,
         tie_word_embeddings=True, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
@@ -97,8 +97,9 @@ def generate_batch(model: Any, jobs: list[Job], clock: Clock) -> None:
     out = model.generate(
         ids, attention_mask=mask, max_new_tokens=most, min_new_tokens=most, do_sample=False
     )[:, longest:]
+    now_s = clock.now()
     for job, row in zip(jobs, out.tolist(), strict=True):
-        job.tokens, job.first_s, job.done_s = row[: job.num_new], clock.now(), clock.now()
+        job.tokens, job.first_s, job.done_s = row[: job.num_new], now_s, now_s
 
 
 def static(model: Any, jobs: list[Job], size: int = 8) -> None:
@@ -196,8 +197,9 @@ def gang(model: Any, jobs: list[Job], size: int = 8) -> None:
             for job in batch:
                 server.submit(job)
             server._idle.wait()
+            now_s = clock.now()
             for job in batch:
-                job.done_s = clock.now()
+                job.done_s = now_s
 
 
 def transformers_continuous(model: Any, jobs: list[Job], size: int = 8) -> None:
@@ -398,13 +400,13 @@ def floor(model: Any, jobs: list[Job]) -> dict[str, float]:
         server.run(mine)
         spent, rows = server.clock.now(), list(server.rows)
         layers = [
-            (m.weight if hasattr(m, "weight") else None, m)
+            m
             for m in server.engine.runner.model.model.layers.modules()  # type: ignore[attr-defined]
             if type(m).__name__ in ("Linear", "PackedLinear")
         ]
         known: dict[int, float] = {}
         for count in sorted({-(-r // 16) * 16 for r in rows}):
-            known[count] = _products_s([m for _, m in layers], count)
+            known[count] = _products_s(layers, count)
     products = sum(known[-(-r // 16) * 16] for r in rows)
     print(f"floor: burst {spent:.1f} s, products {products:.1f} s", flush=True)
     return {"burst_s": spent, "products_s": products, "ratio": spent / products}
@@ -430,13 +432,14 @@ def _short(told: dict[str, float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print each figure as it comes and, last, the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("requests", 100), ("prompt", 512), ("answer", 256), ("rounds", 3)):
+    for name, value in (("requests", 100), ("prompt", 512), ("answer", 256), ("rounds", 3),
+                        ("layers", 8)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parts = ("burst", "poisson", "closed", "alone", "follow_up", "floor")
     parser.add_argument("--only", choices=parts, nargs="*", default=parts)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = random_llama()
+    model = random_llama(options.layers)
     jobs = workload(options.requests, options.prompt, options.answer)
     told: dict[str, Any] = {}
     if "burst" in options.only:

@@ -16,6 +16,7 @@ from multimodal.backends import Finished, GenerateOptions, Logprob, Token
 from multimodal.engine.sequence import Ended, Outcome, Picked, Scored
 
 _UNFINISHED = "�"  # what a decoder makes of the first bytes of a longer character
+_WINDOW, _KEPT = 48, 12  # tokens decoded at once at most, and kept of them as context
 
 
 class TextStream:
@@ -28,7 +29,8 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._tokenizer, self._stops = tokenizer, stops
-        self._tokens: list[int] = []
+        self._tokens: list[int] = []  # those that are still decoded, the oldest for context only
+        self._before, self._context = "", 0  # text of those left out; letters of the context
         self.text = ""
         self.stopped = False
 
@@ -47,7 +49,14 @@ class TextStream:
         return "" if self.stopped else self._up_to(self._decoded())
 
     def _decoded(self) -> str:
-        return self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        """The whole text. Of a long answer only the end is decoded again at each token."""
+        told = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        whole = self._before + told[self._context :]
+        if len(self._tokens) >= _WINDOW and not told.endswith(_UNFINISHED):
+            self._tokens = self._tokens[-_KEPT:]
+            context = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+            self._before, self._context = whole, len(context)
+        return whole
 
     def _undecided(self, whole: str) -> int:
         """Length of the end that is an unfinished character or the beginning of a stop string."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimodal.streaming import TextStream
+
+_KNOWN: dict[str, Any] = {}
 
 
 class _Bytes:
@@ -30,6 +34,28 @@ def test_pieces_joined_are_the_text_and_hold_whole_characters(text: str) -> None
     pieces, stream = _run(text)
     assert "".join(pieces) == text == stream.text
     assert not any("�" in piece for piece in pieces)
+
+
+@given(text=st.text(alphabet="aE ND右肺结节é🫁", min_size=60, max_size=400))
+@settings(max_examples=40, deadline=None)
+def test_a_long_text_streams_as_it_would_be_decoded_at_once(text: str) -> None:
+    pieces, _ = _run(text)
+    assert "".join(pieces) == text
+    assert not any("�" in piece for piece in pieces)
+
+
+@given(words=st.lists(st.sampled_from(["nodule", "the", " right", "14", "mm", "; ", "肺", "é"])))
+@settings(max_examples=30, deadline=None)
+def test_the_demo_tokenizers_answers_stream_as_decoded_at_once(words: list[str]) -> None:
+    from transformers import AutoTokenizer
+
+    from multimodal.backends import DEMO
+
+    tokenizer = _KNOWN.setdefault("demo", AutoTokenizer.from_pretrained(DEMO))
+    tokens = tokenizer.encode(" ".join(words) * 8, add_special_tokens=False)
+    stream = TextStream(tokenizer)
+    told = "".join([*(stream.push(token) for token in tokens), stream.close()])
+    assert told == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 @given(
