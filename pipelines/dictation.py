@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Recording = str | Path | tuple[np.ndarray, int]
 
-_SILENCE = 0.01  # of full scale: nobody speaks so softly, and models hear words in noise
 MAX_SECONDS = 8.0  # sentences fit, and every tower's window is longer
 
 
@@ -111,12 +110,13 @@ class DictationPipeline:
 class Listening:
     """A dictation while it is spoken: feed it sound, it tells the words so far.
 
-    What was said up to a pause is settled; the newest words may still change.
+    A phrase is settled once a pause follows it; the newest words may still change. What was
+    dictated `before` stays in front.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._hear = DictationPipeline(backend).transcribe
-        self._settled: list[str] = []
+    def __init__(self, backend: Backend, before: str = "") -> None:
+        self._transcribe = DictationPipeline(backend).transcribe
+        self._settled = [before.strip()]
         self._sound: list[np.ndarray] = []
         self._rate_hz = 0
 
@@ -127,31 +127,24 @@ class Listening:
             UnreadableAudio: samples that are none.
             IncompatibleModel: the model cannot hear.
         """
-        from encoders.audio import RATE_HZ, chunk_speech, load_speech
+        import numpy as np
+
+        from encoders.audio import RATE_HZ, find_phrases, load_speech
 
         if rate_hz != self._rate_hz:
             self._sound, self._rate_hz = [], rate_hz
-        self._sound.append(samples)
-        speech = load_speech(_joined(self._sound), rate_hz)
-        *done, (start, _, newest) = chunk_speech(speech, MAX_SECONDS)
-        for _, _, piece in done:
-            self._settled.append(self._words(piece))
-        if done:
-            self._sound = [_joined(self._sound)[round(start * rate_hz) :]]
-        newest_words = self._words(newest) if len(newest) > RATE_HZ / 2 else ""
-        return " ".join(words for words in (*self._settled, newest_words) if words)
-
-    def _words(self, piece: np.ndarray) -> str:
-        from encoders.audio import RATE_HZ
-
-        loud = float(abs(piece).max()) > _SILENCE
-        return self._hear((piece, RATE_HZ)).text if loud else ""
-
-
-def _joined(sound: list[np.ndarray]) -> np.ndarray:
-    import numpy as np
-
-    return np.concatenate(sound)
+        sound = np.concatenate([*self._sound, samples])
+        speech = load_speech(sound, rate_hz)
+        kept, newest = max(len(speech) - RATE_HZ, 0), ""
+        for start, stop in find_phrases(speech):
+            words = self._transcribe((speech[start:stop], RATE_HZ)).text
+            if stop < len(speech) - RATE_HZ / 2:  # a pause has followed
+                self._settled.append(words)
+                kept = max(kept, stop)
+            else:
+                kept, newest = start, words
+        self._sound = [sound[round(kept * rate_hz / RATE_HZ) :]]
+        return " ".join(words for words in (*self._settled, newest) if words)
 
 
 def _is_recording(value: object) -> bool:

@@ -44,6 +44,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": theme, "css": READING_ROOM_CSS + PLAYGROUND_CSS, "head": _POLICY,
         "footer_links": ["settings"], "max_file_size": MAX_UPLOAD, "i18n": languages(), "mcp_server": _can_serve_mcp(),
+        "run_history": False,  # reports and answers do not stay in the browser
         "app_kwargs": {"routes": [Route("/health", health), *routes()]},
     }  # fmt: skip
 

@@ -5,20 +5,22 @@ Generators that give a page something to show at every step; no Gradio and no wo
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import BurnedInText, MissingInput
+from encoders.errors import BurnedInText, MissingInput, UnreadableAudio
 from multimodal.backends import Backend, Finished, Token
 from pipelines import pipeline
-from pipelines.dictation import Transcript
+from pipelines.dictation import Listening, Transcript
 from pipelines.evidence import Discrepancy, Finding, Reading
 from pipelines.session import Step, follow_up
 from pipelines.ui.rooms import Asked, Room, describe_asked, describe_reading
 
+MAX_SOUND_S = 120  # that a microphone may have waiting
 RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4")
 
 
@@ -140,3 +142,20 @@ def hear(backend: Backend, recording: Path) -> Iterator[str]:
         if not isinstance(event, Transcript):
             heard.append(event.text)
             yield " ".join(words for words in heard if words)
+
+
+def listen(ear: Listening, sound: str, rate_hz: int) -> str:
+    """All words so far, with a second or so more of 16-bit sound in base64.
+
+    Raises:
+        UnreadableAudio: what was sent is no sound.
+    """
+    import numpy as np
+
+    try:
+        samples = np.frombuffer(base64.b64decode(sound, validate=True), "<i2")
+    except ValueError as error:
+        raise UnreadableAudio("the microphone sent something that is no sound") from error
+    if not 8_000 <= rate_hz <= 192_000 or len(samples) > MAX_SOUND_S * rate_hz:
+        raise UnreadableAudio("the microphone sent too much at once, or at an odd rate")
+    return ear.feed(samples, int(rate_hz))

@@ -51,9 +51,7 @@ def build_reading_room(page: Any, backend: Backend) -> None:
                 words = gr.UploadButton(say("upload_words"), file_types=_REPORT_FILES, size="sm")
                 own = gr.Button(say("own_report"), size="sm", visible=False)
             with gr.Accordion(say("dictate"), open=False):
-                voice = gr.Audio(
-                    label=say("microphone"), sources=["microphone"], type="numpy", streaming=True
-                )
+                voice = drawn("microphone", "begin", "sound")
                 dictated = gr.Textbox(label=say("dictated"), lines=3, info=say("dictated_info"))
             with gr.Row():
                 start = gr.Button(say("review"), variant="primary")
@@ -178,24 +176,20 @@ def _connect_words(rooms: Rooms, backend: Backend, sources: Any, boxes: Any) -> 
                 )
         return texts[0].text
 
-    def begun(request: gr.Request) -> str:
-        rooms.of(request.session_hash).ear = Listening(backend)
-        return ""
+    def begun(dictated: str, request: gr.Request) -> None:
+        rooms.of(request.session_hash).ear = Listening(backend, dictated)
 
-    def heard(sound: tuple[int, Any] | None, request: gr.Request) -> Any:
-        ear = rooms.of(request.session_hash).ear
-        if sound is None or ear is None or not len(sound[1]):
-            return gr.skip()
+    def heard(event: gr.EventData, request: gr.Request) -> tuple[Any, dict[str, int]]:
+        ear, data = rooms.of(request.session_hash).ear, event._data
         with errors_as_help():
-            return ear.feed(sound[1], sound[0])
+            words = flows.listen(ear, data["sound"], data["rate"]) if ear else gr.skip()
+        return words, {"heard": int(data["number"])}
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     words.upload(uploaded, words, [report, dictated, words], **quiet)
     own.click(offered, None, report, **quiet)
-    voice.start_recording(begun, None, dictated, **quiet)
-    voice.stream(
-        heard, voice, dictated, stream_every=1.5, time_limit=600, concurrency_limit=4, **quiet
-    )
+    voice.begin(begun, dictated, None, **quiet)
+    voice.sound(heard, None, [dictated, voice], concurrency_limit=4, **quiet)
 
 
 def _connect_review(rooms: Rooms, backend: Backend, buttons: Any, boxes: Any, shown: Any) -> None:

@@ -107,15 +107,20 @@ def test_many_recordings_cannot_be_streamed(speech: np.ndarray):
         DictationPipeline(FakeBackend())([(speech, 16000)], stream=True)
 
 
-def test_what_was_said_before_a_pause_stays_and_is_heard_no_more(long_speech: np.ndarray):
+def test_phrases_before_a_pause_are_settled_and_heard_no_more():
+    t = np.arange(3 * 16000) / 16000
+    tone = (0.3 * np.sin(2 * np.pi * 220 * t)).astype("f4")
+    quiet = np.zeros(16000, "f4")
     backend = Listener()
     ear = Listening(backend)
-    said = [ear.feed(part, 16000).split() for part in np.array_split(long_speech, 14)]
+    spoken = np.concatenate([quiet, tone, quiet, tone[:24000], quiet, tone, quiet])
+    said = [ear.feed(part, 16000).split() for part in np.array_split(spoken, 20)]
     for before, after in itertools.pairwise(said):
         assert after[: len(before) - 1] == before[:-1]  # only the newest words may change
-    assert len(said[-1]) >= 3
-    assert all(len(piece) <= MAX_SECONDS * 16000 for piece in backend.heard)
-    assert np.array_equal(backend.heard[-1], long_speech[-len(backend.heard[-1]) :])
+    assert len(said[-1]) == 3
+    settled = [int(word.removeprefix("word")) - 1 for word in said[-1]]
+    seconds = [len(backend.heard[number]) / 16000 for number in settled]
+    assert seconds == pytest.approx([3.2, 1.7, 3.2], abs=0.05)  # and a tenth around each
 
 
 def test_silence_is_not_put_to_the_model():

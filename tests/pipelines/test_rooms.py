@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ import pydicom
 import pytest
 
 from encoders.dicom.identifiers import identifiers_of
-from encoders.errors import BurnedInText, MissingInput, NotDicom
+from encoders.errors import BurnedInText, MissingInput, NotDicom, UnreadableAudio
+from pipelines.dictation import Listening
 from pipelines.ui import flows
 from pipelines.ui.rooms import MAX_ROOMS, Room, Rooms, thumbnail
 from pipelines.ui.viewer import shelf
@@ -219,9 +222,6 @@ def test_tabs_have_rooms_of_their_own_and_the_oldest_makes_room(phantom_series: 
 
 
 def test_a_thumbnail_is_upright_and_of_the_middle(tmp_path: Path):
-    import base64
-    import io
-
     from PIL import Image
 
     write_blocks(tmp_path, (-1, 0, 0), (0, -1, 0))  # feet first, face down as stored
@@ -257,3 +257,14 @@ def test_a_reading_replaced_keeps_its_decisions_apart(
     assert replace(room.judged(), discrepancies=room.reading.discrepancies) == room.reading
     list(flows.review(room, backend, REPORT))
     assert room.judged().discrepancies[0].decision == ""
+
+
+def test_sound_of_a_microphone_is_heard_and_what_is_none_is_refused():
+    ear = Listening(FakeBackend(answers={"Transcribe": "No nodule."}), "CT of the chest.")
+    tone = (9000 * np.sin(np.arange(48000) / 20)).astype("<i2").tobytes()
+    assert (
+        flows.listen(ear, base64.b64encode(tone).decode(), 48000) == "CT of the chest. No nodule."
+    )
+    for sound, rate in (("no sound", 48000), ("AAAA" * 99, 1), ("AAAA", 48000)):
+        with pytest.raises(UnreadableAudio, match="the microphone sent"):
+            flows.listen(ear, sound, rate)

@@ -132,6 +132,7 @@ def test_the_page_may_fetch_nothing_from_elsewhere():
     fonts = [str(f) for f in (*options["theme"]._font, *options["theme"]._font_mono)]
     assert not [f for f in fonts if "google" in f.lower()]
     assert options["max_file_size"] == "1gb"
+    assert options["run_history"] is False
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,239 @@
+"""The reading room in a real browser, on the shipped sample: what a clinician does, start to end."""
+
+from __future__ import annotations
+
+import json
+import wave
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multimodal.backends import DEMO
+from pipelines.ui.words import TABLE
+
+STUDY = DEMO / "sample" / "study"
+VIEWER = "document.querySelector('.cr-viewer')?.viewer"
+EXAMPLE = Path(__file__).parent.parent.parent / "pipelines" / "ui" / "examples" / "dictation.ogg"
+
+
+def shows(page: Any, num_slices: int) -> None:
+    """Wait until the viewer holds all of a study."""
+    page.wait_for_function(
+        f"{VIEWER}?.stack?.complete && {VIEWER}.stack.info.shape[0] === {num_slices}"
+    )
+
+
+def press(page: Any, key: str, column: int = 0) -> None:
+    """Press the button with these words."""
+    page.get_by_role("button", name=TABLE[key][column], exact=True).click()
+
+
+def open_sample(page: Any, column: int = 0) -> None:
+    press(page, "load_sample", column)
+    shows(page, 48)
+
+
+def review(page: Any, column: int = 0) -> None:
+    press(page, "review", column)
+    page.locator(".cr-verdict").wait_for()
+
+
+def place(page: Any) -> int:
+    """The slice on the screen, from 1, as a person reads it."""
+    return int(page.locator(".cr-number").inner_text().split("/")[0])
+
+
+def test_wheel_keys_and_slider_scroll_and_the_window_changes_what_is_seen(page: Any):
+    open_sample(page)
+    canvas = page.locator(".cr-pane canvas").first
+    canvas.hover()
+    at = place(page)
+    page.mouse.wheel(0, 100)
+    page.wait_for_function(f"{VIEWER}.place === {at}")
+    canvas.focus()
+    for key, wanted in (("Home", 1), ("PageDown", 11), ("ArrowUp", 10), ("End", 48)):
+        page.keyboard.press(key)
+        assert place(page) == wanted
+    page.locator(".cr-slider").fill("26")
+    assert place(page) == 26
+    grey = (
+        "() => { const v = %s; v.paint(); return v.panes[0].image.data.reduce((a, b) => a + b); }"
+    )
+    seen = {}
+    for window in ("lung", "mediastinum", "bone"):
+        page.locator(".cr-preset").select_option(label=TABLE[window][0])
+        seen[window] = page.evaluate(grey % VIEWER)
+    assert len(set(seen.values())) == 3
+
+
+def test_dragging_changes_the_window_and_measures_in_millimetres(page: Any):
+    open_sample(page)
+    box = page.locator(".cr-pane canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def drag(to_right: float) -> None:
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + to_right, y, steps=4)
+        page.mouse.up()
+
+    width = page.evaluate(f"{VIEWER}.window.width")
+    drag(60)
+    assert page.evaluate(f"{VIEWER}.window.width") > width
+    press(page, "tool_measure")
+    drag(100)
+    mm = page.evaluate(f"{VIEWER}.main.length({VIEWER}.main.lines[0])")
+    assert mm == pytest.approx(100 / page.evaluate(f"{VIEWER}.main.scale"), rel=0.02)
+    press(page, "reset")
+    assert page.evaluate(f"{VIEWER}.main.lines.length") == 0
+    assert page.evaluate(f"{VIEWER}.window.width") == width
+
+
+def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(page: Any, tmp_path: Path):
+    open_sample(page)
+    review(page)
+    assert "2" in page.locator(".cr-verdict").inner_text()
+    mark = page.locator(".cr-mark").first
+    assert mark.inner_text().startswith("Left lung nodule measuring 14 mm.")
+    mark.click()
+    page.wait_for_function(f"{VIEWER}.place === 25")
+    assert page.evaluate(f"{VIEWER}.evidence.filter((e) => e.chosen).map((e) => e.slice)") == [25]
+    assert "Right lung nodule measuring 15 mm." in page.locator(".cr-picked").inner_text()
+    page.locator(".cr-reading table .cr-jump").nth(1).click()
+    page.wait_for_function(f"{VIEWER}.place === 16")
+
+    page.locator(".cr-picked").get_by_role("button", name=TABLE["rejected"][0]).click()
+    page.get_by_placeholder(TABLE["ask_example"][0]).fill("Is there a pneumothorax?")
+    page.keyboard.press("Enter")
+    page.get_by_text(TABLE["nothing_encoded"][0]).wait_for()
+    assert "no" in page.locator(".cr-answered").inner_text().lower()
+
+    press(page, "take_away")
+    saved = {}
+    for name in ("reading.json", "reading.html", "reading.pdf", "reading_dicom.zip"):
+        with page.expect_download() as download:
+            page.locator(f"a[download='{name}']").first.click()
+        saved[name] = tmp_path / name
+        download.value.save_as(saved[name])
+    reading = json.loads(saved["reading.json"].read_text(encoding="utf-8"))
+    assert [d["decision"] for d in reading["discrepancies"]] == ["rejected", ""]
+    assert reading["reviewed"] == {"by": "", "at": ""}
+    assert saved["reading.pdf"].read_bytes().startswith(b"%PDF-")
+    assert "sr.dcm" in zipfile.ZipFile(saved["reading_dicom.zip"]).namelist()
+
+
+def test_words_of_a_report_never_become_markup(page: Any, tmp_path: Path):
+    attack = "No nodule. <img src=x onerror=\"document.title='owned'\"><script>1</script>"
+    (tmp_path / "report.txt").write_text(attack)
+    open_sample(page)
+    with page.expect_file_chooser() as chooser:
+        press(page, "upload_words")
+    chooser.value.set_files(str(tmp_path / "report.txt"))
+    page.wait_for_function(
+        f"[...document.querySelectorAll('textarea')].some((t) => t.value === {json.dumps(attack)})"
+    )
+    review(page)
+    assert attack in page.locator(".cr-report").inner_text()
+    assert page.locator(".cr-report img, .cr-report script").count() == 0
+    assert page.title() == "CrossRead"
+
+
+def test_a_dropped_folder_and_chosen_files_open_and_nobody_is_named_unasked(page: Any):
+    files = {f.name: list(f.read_bytes()) for f in sorted(STUDY.iterdir())[10:22]}
+    upload = page.locator("#study-files input[type=file]")
+    upload.wait_for(state="attached")
+    page.evaluate(
+        """(files) => {
+          const file = (name) => ({ isFile: true, file: (take) => take(new File([new Uint8Array(files[name])], name)) });
+          let left = [Object.keys(files).map(file), []];
+          const folder = { isDirectory: true, createReader: () => ({ readEntries: (take) => take(left.shift()) }) };
+          const event = new Event("drop", { bubbles: true, cancelable: true });
+          event.dataTransfer = { items: [{ webkitGetAsEntry: () => folder }] };
+          document.querySelector("#study-files button, #study-files").dispatchEvent(event);
+        }""",
+        files,
+    )
+    shows(page, 12)
+    upload.set_input_files(sorted(STUDY.iterdir())[:20])
+    shows(page, 20)
+    page.get_by_text(TABLE["about_series"][0]).click()
+    assert "Phantom" not in page.locator(".cr-facts").inner_text()
+    press(page, "reveal_identifiers")
+    page.get_by_text("Phantom^Generated").wait_for()
+    press(page, "hide_identifiers")
+    page.get_by_text("Phantom^Generated").wait_for(state="detached")
+
+
+def test_a_stop_stops_and_the_next_review_starts_afresh(page: Any):
+    open_sample(page)
+    press(page, "review")
+    page.locator(".cr-progress").wait_for()
+    press(page, "stop")
+    page.locator(".cr-progress").wait_for(state="detached")
+    review(page)
+
+
+def test_language_and_theme_are_switched_on_the_page(page: Any):
+    open_sample(page)
+    review(page)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Language").click()
+    page.get_by_role("option", name="简体中文").click()
+    page.get_by_text(TABLE["findings"][1]).wait_for()
+    assert page.locator(".cr-tool_measure").inner_text() == TABLE["tool_measure"][1]
+    assert TABLE["verdict_differs"][1].format(count=2) in page.locator(".cr-verdict").inner_text()
+    page.get_by_text("Dark").click()
+    page.wait_for_function("document.body.classList.contains('dark')")
+
+
+@pytest.mark.parametrize(("language", "column", "dark"), [("zh-CN", 1, True), ("en-US", 0, False)])
+def test_a_phone_reviews_in_its_language_and_theme(
+    open_page: Any, app_url: str, language: str, column: int, dark: bool
+):
+    page = open_page(app_url, language=language, dark=dark, width=390, height=844)
+    open_sample(page, column)
+    review(page, column)
+    assert TABLE["findings"][column] in page.locator(".cr-reading").inner_text()
+    assert page.evaluate("document.body.classList.contains('dark')") is dark
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.fixture
+def dictating(chromium: Any, app_url: str, tmp_path: Path) -> Iterator[Any]:
+    """A tab whose microphone plays a sentence: Chromium takes the file only when it starts."""
+    from encoders.audio import load_speech
+    from tests.browser.conftest import FLAGS
+
+    if not EXAMPLE.is_file():
+        pytest.skip("needs the playground's example dictation")
+    quiet = np.zeros(16000, np.float32)
+    sound = np.concatenate([quiet, load_speech(EXAMPLE), quiet, quiet])
+    with wave.open(str(tmp_path / "said.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", "NONE"))
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+    browser = chromium.browser_type.launch(
+        executable_path="/usr/bin/chromium",
+        args=[*FLAGS, f"--use-file-for-fake-audio-capture={tmp_path / 'said.wav'}%noloop"],
+    )
+    page = browser.new_context(permissions=["microphone"]).new_page()
+    page.set_default_timeout(60_000)
+    page.goto(app_url)
+    yield page
+    browser.close()
+
+
+def test_words_spoken_into_the_microphone_appear_while_they_are_spoken(dictating: Any):
+    dictating.get_by_text(TABLE["dictate"][0], exact=True).click()
+    press(dictating, "record")
+    heard = dictating.get_by_label(TABLE["dictated"][0])
+    heard.wait_for()
+    dictating.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some((t) => /effusion/i.test(t.value))"
+    )
+    press(dictating, "stop_recording")
+    heard.fill("There is no left pleural effusion.")
+    assert heard.input_value() == "There is no left pleural effusion."
