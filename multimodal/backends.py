@@ -186,7 +186,8 @@ class Capabilities:
 
     `weights_sha256` and `preprocessing` say what makes its answers; empty where it can't tell.
     A model that does not know the forms of `multimodal.prompts` must be told how to answer.
-    `one_by_one` is why requests are not run together, empty where they are.
+    `one_by_one` is why requests are not run together, empty where they are. `json_schema` is whether
+    an answer can be held to a schema for certain (a server may refuse).
     """
 
     name: str
@@ -198,6 +199,7 @@ class Capabilities:
     preprocessing: str = ""
     knows_forms: bool = True
     one_by_one: str = ""
+    json_schema: bool = False
 
 
 @dataclass(frozen=True)

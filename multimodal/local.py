@@ -165,7 +165,7 @@ class LocalBackend:
         return Capabilities(
             self.name, frozenset(modalities), findings, self._max_len, bool(findings),
             self._weights_sha256, f"view profile {config.view_profile}",
-            one_by_one=self._tuner.tuned.one_by_one,
+            one_by_one=self._tuner.tuned.one_by_one, json_schema=self._grammars.possible,
         )  # fmt: skip
 
     @property

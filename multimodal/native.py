@@ -75,7 +75,7 @@ class NativeBackend:
         return Capabilities(
             self.name, self.prompter.modalities, (), self._max_len, False,
             self._weights_sha256, made, knows_forms=False,
-            one_by_one=self.loop.one_by_one,
+            one_by_one=self.loop.one_by_one, json_schema=self._grammars.possible,
         )  # fmt: skip
 
     @cached_property

@@ -6,6 +6,7 @@ Knows no model and no media.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,12 @@ direction: There is a nodule in the right lung. Where the sentence should go: in
 - Asked to transcribe: the words heard
 - Any other question: one or two plain sentences"""
 
+# the same forms as patterns: a JSON string that fulfils one is parsed for certain
+_NAME = r"((right|left) )?[a-z][a-z -]{1,40}[a-z]( [1-9][0-9]{0,2} mm)?"
+FINDINGS_FORM = rf"(no findings|{_NAME}(; {_NAME}){{0,9}})"
+VERDICT_FORM = r"(agrees|nothing|(insertion|direction|size|unit|typo|omission): [A-Za-z0-9][A-Za-z0-9 ,.-]{1,160})"
+SIZE_FORM = r"[1-9][0-9]{0,2} mm"
+
 NO_FINDINGS = "no findings"
 AGREES = "agrees"
 NOTHING_OMITTED = "nothing"
@@ -59,6 +66,19 @@ class Verdict:
 
 def _with_side(name: str, side: Side | None) -> str:
     return f"{side} {name}" if side else name
+
+
+def schema_of(form: str) -> str:
+    """A JSON schema of the strings that fulfil a form."""
+    return json.dumps({"type": "string", "pattern": f"^{form}$"})
+
+
+def unquoted(text: str) -> str:
+    """The words of an answer by `schema_of`; of one that was cut off, those that are there."""
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text.strip().removeprefix('"')
 
 
 def ask_presence(name: str, side: Side | None) -> str:

@@ -187,7 +187,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     report = _joined(typed.text, transcript)
     yield Step("look")
     with session.stage("look"):
-        seen = session.ask(prompts.LIST_FINDINGS, ground=True)
+        seen = session.ask(prompts.LIST_FINDINGS, ground=True, form=prompts.FINDINGS_FORM)
         session.warnings += [p for p in seen.problems if p not in session.warnings]
         away = _out_of_range(session)
     if away is not None:
@@ -291,7 +291,9 @@ def _findings(session: Session, seen: Finished) -> Iterator[Step | Finding]:
             continue
         size = None
         if name in sized or name == "nodule":
-            answer = session.ask(prompts.ask_size(name, side), tokens=8).text
+            answer = session.ask(
+                prompts.ask_size(name, side), tokens=8, form=prompts.SIZE_FORM
+            ).text
             size = prompts.parse_size_mm(answer)
         named = prompts.NamedFinding(name, side, size)
         yield _finding(session, named, probability, seen.regions)
@@ -395,7 +397,7 @@ def _judge(
         probability = 1.0 - chances.get(verdicts[0], 0.0)
         if probability < 0.5:
             return None
-        verdict = prompts.parse_verdict(session.ask(prompt).text)
+        verdict = prompts.parse_verdict(session.ask(prompt, form=prompts.VERDICT_FORM).text)
     except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None

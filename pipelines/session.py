@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from encoders.features import Problem
@@ -58,13 +58,28 @@ class Session:
             self.timings_s[name] = time.perf_counter() - started
 
     def ask(
-        self, prompt: str, *, choices: tuple[str, ...] = (), ground: bool = False, tokens: int = 96
+        self,
+        prompt: str,
+        *,
+        choices: tuple[str, ...] = (),
+        ground: bool = False,
+        tokens: int = 96,
+        form: str = "",
     ) -> Finished:
-        """One question about the study, in a conversation of its own."""
-        options = GenerateOptions(max_new_tokens=tokens, choices=choices, ground=ground)
+        """One question about the study, in a conversation of its own.
+
+        A model that does not know the forms of `multimodal.prompts` is held to `form` where that is
+        possible for certain: its answer can then be parsed. A model trained on them answers freely.
+        """
+        able = self.backend.capabilities()
+        held = bool(form) and able.json_schema and not able.knows_forms
+        schema = prompts.schema_of(form) if held else None
+        options = GenerateOptions(
+            max_new_tokens=tokens, choices=choices, ground=ground, json_schema=schema
+        )
         finished = collect(self.backend.generate(self.told(prompt), options))
         self.spent.append(finished.usage)
-        return finished
+        return replace(finished, text=prompts.unquoted(finished.text)) if held else finished
 
     def tell(self, question: str) -> Generator[Token, None, str]:
         """The answer's tokens as they are made; returns its text."""

@@ -25,27 +25,32 @@ class Grammars:
         num_logits: size of the model's vocabulary, which may be larger than the tokenizer's.
         ends: tokens that end an answer.
 
-    Raises:
-        IncompatibleModel: the tokenizer's tokens cannot be told as bytes.
+    Attributes:
+        possible: whether the tokenizer's tokens can be told as bytes.
     """
 
     def __init__(self, tokenizer: Any, num_logits: int, ends: Iterable[int]) -> None:
         from llguidance.hf import from_tokenizer
 
+        self._why_not = ""
         try:
             self._tokenizer = from_tokenizer(tokenizer, n_vocab=num_logits, eos_token=list(ends))
         except ValueError as error:
-            raise IncompatibleModel(
-                f"json_schema cannot be honoured with this model's tokenizer ({error})"
-            ) from error
+            self._why_not = str(error)
+        self.possible = not self._why_not
         self._compiled = lru_cache(_NUM_SCHEMAS)(self._compile)
 
     def json(self, schema: str) -> JsonConstraint:
         """A constraint to answers that fulfil this schema.
 
         Raises:
+            IncompatibleModel: the model's tokenizer allows no schema.
             InvalidMessage: no JSON schema, or one that asks for what cannot be enforced.
         """
+        if self._why_not:
+            raise IncompatibleModel(
+                f"json_schema cannot be honoured with this model's tokenizer ({self._why_not})"
+            )
         return JsonConstraint(self._compiled(schema).deep_copy())
 
     def _compile(self, schema: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 
 from multimodal.prompts import (
     ERROR_TYPES,
+    FINDINGS_FORM,
     FORMS,
+    SIZE_FORM,
+    VERDICT_FORM,
     NamedFinding,
     Verdict,
     ask_presence,
@@ -22,6 +26,7 @@ from multimodal.prompts import (
     parse_size_mm,
     parse_verdict,
     split_sentences,
+    unquoted,
 )
 
 _names = st.sampled_from(
@@ -178,3 +183,26 @@ def test_the_examples_of_the_forms_are_what_is_read() -> None:
 )
 def test_items_that_cannot_be_read_are_counted(text: str, unread: int) -> None:
     assert num_unread(text) == unread
+
+
+@given(st.from_regex(FINDINGS_FORM, fullmatch=True))
+@settings(max_examples=100, deadline=None)
+def test_every_answer_in_the_findings_form_is_read_whole(text: str) -> None:
+    assert num_unread(text) == 0
+    assert unquoted(json.dumps(text)) == text
+
+
+@given(st.from_regex(VERDICT_FORM, fullmatch=True))
+@settings(max_examples=100, deadline=None)
+def test_every_answer_in_the_verdict_form_is_a_verdict(text: str) -> None:
+    assert parse_verdict(text) is not None
+
+
+@given(st.from_regex(SIZE_FORM, fullmatch=True))
+@settings(max_examples=30, deadline=None)
+def test_every_answer_in_the_size_form_is_a_size(text: str) -> None:
+    assert parse_size_mm(text) == float(text.partition(" ")[0])
+
+
+def test_of_an_answer_that_was_cut_off_the_words_are_kept() -> None:
+    assert unquoted('"right nodule 14 mm; left pl') == "right nodule 14 mm; left pl"

@@ -39,14 +39,14 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 def test_a_report_is_read_by_a_native_checkpoint(
     folder_of: Callable[[str], Path], phantom_series: Path, family: str
 ) -> None:
-    """A random model says nothing of worth: what is asked, told and not claimed is what counts."""
+    """A random model says nothing of worth: what is asked, told, read and not claimed counts."""
     backend = load_backend(folder_of(family))
     reading = pipeline("ct-report", backend)(phantom_series, REPORT, question="Why?")
     assert reading.model == folder_of(family).name
     assert reading.report == REPORT
     codes = [warning.code for warning in reading.warnings]
     assert "RANGE_UNKNOWN" in codes
-    assert "NOT_UNDERSTOOD" in codes
+    assert "NOT_UNDERSTOOD" not in codes  # held to the forms, so even a random model is parsed
     assert reading.usage["encoded_media"] == 1
     assert reading.usage["questions"] >= 5
     assert reading.provenance["weights_sha256"] == backend.capabilities().weights_sha256
