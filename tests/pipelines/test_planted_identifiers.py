@@ -1,5 +1,5 @@
 """Identifiers planted in every attribute of a study are found behind no door: prompts, results,
-pages, errors, logs, caches, DICOM results, de-identified copies."""
+pages, the server, its metrics, errors, logs, caches, DICOM results, de-identified copies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ REPORT = "There is a 14 mm nodule in the right lung."
 DOORS = (
     "info", "info on the command line", "prompts of the fake", "prompts of a composite",
     "reading as JSON", "reading as page", "reading as text", "reading of a batch", "chat",
-    "errors of cut files", "page of the app", "results in DICOM", "names of results",
+    "errors of cut files", "page of the app", "slices in the browser", "the server", "its metrics", "results in DICOM", "names of results",
     "odd attributes", "copy without identity", "report of the copy", "logs at DEBUG", "files left on disk",
 )  # fmt: skip
 # a structured report is filed under its patient: these come from the study, by design
@@ -84,6 +85,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_composite: Any) -> Seen:
         _ask_a_composite(study, seen, tiny_composite, patch)
         _break(study, seen, work)
         _upload(study, seen)
+        _serve(study, seen, work)
         _export(study, seen, work)
         _read_odd(plant_study(tmp_path_factory.mktemp("odd"), odd=True), seen)
     patch.undo()
@@ -175,6 +177,34 @@ def _upload(study: Path, seen: Seen) -> None:
     shown = [[step.study, step.volume] for step in open_study(room, sorted(study.iterdir()))]
     seen.add("page of the app", json.dumps([shown, list(review(room, FakeBackend(), REPORT))]))
     room.close()
+
+
+def _serve(study: Path, seen: Seen, work: Path) -> None:
+    """Readings and chat over the network, as an archive whose name tells too; and what breaks."""
+    from pipelines.ui.viewer import Shelf
+    from tests.pipelines.server.running import serving
+
+    seen.add("slices in the browser", json.dumps(Shelf().put(load_volume(study))))
+    archive = Path(shutil.make_archive(str(work / f"{WORD} JOHN"), "zip", study))
+    cut = work / f"{WORD} cut.zip"
+    cut.write_bytes(archive.read_bytes()[:5000])
+    backend = FakeBackend(answers={"How large": "14 mm"}, chances={"a right nodule": 0.9})
+    with serving(backend) as server, server.http() as http:
+        for file in (archive, cut):
+            stored = http.post("/v1/files", files={"file": (file.name, file.read_bytes())},
+                               data={"purpose": "user_data"}).json()["id"]  # fmt: skip
+            part = {"type": "dicom", "dicom": stored}
+            body = server.chat(
+                messages=[{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]
+            )
+            seen.add(
+                "the server",
+                http.post("/v1/readings", json={"study": stored, "report": REPORT}).text,
+            )
+            seen.add("the server", http.post("/v1/chat/completions", json=body).text)
+        assert seen.texts["the server"].count('"completed"') == 1
+        seen.add("its metrics", http.get("/metrics").text)
+    seen.add("the server", "\n".join(backend.asked))
 
 
 def _export(study: Path, seen: Seen, work: Path) -> None:
