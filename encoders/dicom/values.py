@@ -170,7 +170,7 @@ def _comparable(voxels: np.ndarray, told: _Told) -> tuple[np.ndarray, Range | No
     Philips scales slices each in its own way: value / (slope x scale) is common to all. Where
     slices declare different paddings, theirs becomes one value below all that was measured.
     """
-    voxels, ranges = voxels, set(told.paddings) - {None}
+    ranges = set(told.paddings) - {None}
     scaled = min(told.scales) > 0 and len(set(told.scales)) > 1
     if len(ranges) < 2 and not scaled:
         return voxels, next(iter(ranges), None)

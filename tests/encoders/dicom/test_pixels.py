@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -390,6 +391,23 @@ def test_a_decoders_process_has_no_more_memory_than_its_frame_needs() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "limited"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_a_decoders_process_keeps_the_memory_of_a_frame_for_the_next(tmp_path: Path) -> None:
+    """Given back after each frame it was faulted in anew: 1,100 page faults, half the time."""
+    values = RNG.integers(0, 4096, (512, 512)).astype(np.uint16)
+    opened = pixels._open(slices(write(tmp_path / "a.dcm", encoded(JPEGLSLossless), values))[0])
+    process = decoder._Process()
+    status = Path(f"/proc/{process._process.pid}/stat")
+    try:
+        faults = []
+        for _ in range(12):
+            process.ask(opened.job, opened.codestreams[0], 60.0)
+            faults.append(int(status.read_text().rpartition(")")[2].split()[7]))
+    finally:
+        process.close()
+    assert (faults[-1] - faults[2]) / 9 < 100
 
 
 def test_the_licence_of_no_decoder_is_copyleft() -> None:
