@@ -38,6 +38,7 @@ PLUGINS = {
     **{_JPEG + last: "pyjpegls" for last in _JPEG_LS},
     **{_JPEG + last: "pylibjpeg" for last in _J2K},
 }
+MAY_LOSE = frozenset(_JPEG + last for last in ("50", "51", "81", "91", "203"))
 IS_J2K = frozenset(_JPEG + last for last in _J2K)
 Decoded = tuple[np.ndarray, str]  # a frame and its photometric meaning
 NUM_PROCESSES = max(min(os.cpu_count() or 1, 4), 1)

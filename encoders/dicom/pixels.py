@@ -22,6 +22,7 @@ from encoders.dicom import palette, tags
 from encoders.dicom.codestream import Malformed, check_rle, j2k_shape, jpeg_shape
 from encoders.dicom.decoder import (
     IS_J2K,
+    MAY_LOSE,
     NUM_PROCESSES,
     PLUGINS,
     RLE,
@@ -166,7 +167,9 @@ def _finish(started: _Started) -> Pixels | InputError:
         job, wanted = opened.job, _shape(opened.job)
         if array.shape != wanted:
             raise Malformed(f"decodes to {array.shape} where the attributes say {wanted}")
-        stored = _meaningful_bits(array, job.bits_stored, opened.high_bit)
+        stored = array
+        if job.syntax not in MAY_LOSE:  # there a value beyond the bits stored is one overshot
+            stored = _meaningful_bits(array, job.bits_stored, opened.high_bit)
         return Pixels(stored, opened.header, photometric, job.bits_stored, job.syntax)
 
     return _attempt(opened.name, finish, opened.job.syntax)
@@ -359,16 +362,17 @@ def _layout(header: Any, keyword: str, syntax: str, name: str) -> tuple[Job, int
     if not stored - 1 <= high_bit < allocated:
         raise UnreadableFile(f"{name!r}: HighBit {high_bit} does not fit {stored} bits stored")
     signed = bool(number("PixelRepresentation", 0 if keyword in floats else None, 0, 1))
+    samples = number("SamplesPerPixel", 1, 1, 4)
     job = Job(
         syntax,
         number("Rows", None, 1, 65535),
         number("Columns", None, 1, 65535),
-        number("SamplesPerPixel", 1, 1, 4),
+        samples,
         allocated,
         stored,
         signed,
         str(header.get("PhotometricInterpretation", "MONOCHROME2")),
-        number("PlanarConfiguration", 0, 0, 1),
+        number("PlanarConfiguration", None if samples > 1 and syntax in _NATIVE else 0, 0, 1),
     )
     kind = "f" if keyword in floats else "i" if signed else "u"
     return job, number("NumberOfFrames", 1, 1, 2**31), high_bit if kind != "f" else stored - 1, kind

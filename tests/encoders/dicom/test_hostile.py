@@ -212,11 +212,12 @@ OTHERS = {RLELossless: "pydicom", JPEGLSLossless: "gdcm", JPEG2000Lossless: "pil
 
 def _by_another_decoder(data: bytes) -> np.ndarray | None:
     """What pydicom makes of a file with a decoder that we do not use; None if it refuses."""
+    from pydicom.filereader import read_partial
     from pydicom.pixels.utils import pixel_array
 
     try:
         with quiet_pydicom():
-            header = pydicom.dcmread(BytesIO(data), force=True)
+            header = read_partial(BytesIO(data), lambda tag, *_: tag > 0x7FE00010, force=True)
             header.setdefault("SamplesPerPixel", 1)  # as we do; the next says nothing of values
             header.PhotometricInterpretation = "MONOCHROME2"
             plugin = OTHERS.get(header.file_meta.TransferSyntaxUID, "")

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    JPEG2000,
     ExplicitVRBigEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
@@ -445,6 +446,32 @@ def test_tile_part_of_a_wrong_length_is_told(tmp_path: Path) -> None:
     data[at : at + 4] = (10**6).to_bytes(4, "big")
     with pytest.raises(Malformed, match=r"tile part of 1000000 bytes \(Psot\)"):
         j2k_shape(bytes(data))
+
+
+def test_value_that_loss_lifts_beyond_the_bits_stored_does_not_wrap(tmp_path: Path) -> None:
+    """Found by mutation: 16 bits in the codestream, 12 stored; 4,100 became 4, metal became air."""
+    values = np.where(np.indices((64, 64)).sum(0) // 7 % 2, 4095, 0).astype(np.uint16)
+
+    def change(header: Any) -> None:
+        header.compress(JPEG2000, encoding_plugin="pylibjpeg", j2k_cr=[20])
+        header.BitsStored, header.HighBit = 12, 11
+
+    path = write(tmp_path / "a.dcm", change, values)
+    found = read_pixels(slices(path)[0]).stored
+    assert found.max() > 4095  # so it does overshoot
+    with_pydicom = pydicom.dcmread(path).pixel_array
+    assert np.array_equal(found, with_pydicom)
+
+
+def test_native_colours_without_planar_configuration_are_not_guessed_at(tmp_path: Path) -> None:
+    def change(header: Any) -> None:
+        header.SamplesPerPixel, header.PhotometricInterpretation = 3, "RGB"
+        header.BitsAllocated = header.BitsStored = 8
+        header.HighBit = 7
+        header.Rows, header.Columns, header.PixelData = 4, 4, bytes(48)
+
+    with pytest.raises(UnreadableFile, match="PlanarConfiguration is missing"):
+        read_pixels(slices(write(tmp_path / "a.dcm", change))[0])
 
 
 def test_subsampled_jpeg_2000_is_refused(tmp_path: Path) -> None:
