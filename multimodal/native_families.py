@@ -43,6 +43,8 @@ FAMILIES = {
     "deepseek_vl": Family(takes_system=False), "deepseek_vl_hybrid": Family(takes_system=False),
     "voxtral": Family(takes_system=False, chat_template=_VOXTRAL),
 }  # fmt: skip
+# folders of LoRA adapters in a checkpoint, by the medium for which each is used
+ADAPTERS = {"phi4_multimodal": {"image": "vision-lora", "audio": "speech-lora"}}
 
 
 def family_of(model_type: str) -> Family:

@@ -5,11 +5,13 @@ A multimodal one comes with its processor, one that only reads with its tokenize
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from encoders.errors import IncompatibleModel
 from multimodal.loading import device_of, dtype_of, read_config
+from multimodal.native_families import ADAPTERS
 
 
 def load_native(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
@@ -40,6 +42,7 @@ def load_native(model: str | Path, *, device: str = "auto", dtype: str = "auto")
         raise IncompatibleModel(
             f"{name!r} lacks {len(missing)} weights, {missing[0]} first; download it again, whole"
         )
+    _load_adapters(network, model, config.model_type)
     if dtype == "auto" and where == "cpu":
         network = network.float()
     return network.to(where).eval(), processor
@@ -71,6 +74,28 @@ def _load_parts(model: str | Path, config: Any, dtype: Any) -> tuple[Any, dict[s
         f"{Path(model).name!r} is a {config.model_type} checkpoint, which does not answer in words;"
         " choose a language model, or one that transformers lists as image-text-to-text"
     )
+
+
+def _load_adapters(network: Any, model: str | Path, model_type: str) -> None:
+    """Those that the checkpoint brings, under the names of their folders; none active.
+
+    Raises:
+        IncompatibleModel: there are some, and the library that knows them is missing.
+    """
+    from transformers.utils import find_adapter_config_file, is_peft_available
+
+    for folder in ADAPTERS.get(model_type, {}).values():
+        if find_adapter_config_file(str(model), subfolder=folder) is None:
+            continue
+        if not is_peft_available():
+            raise IncompatibleModel(
+                f"{Path(model).name!r} brings adapters, without which it answers nonsense of"
+                " pictures and sound: install peft (the extra 'adapters')"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
+            network.load_adapter(str(model), folder, adapter_kwargs={"subfolder": folder})
+        network.disable_adapters()
 
 
 def _voxtral_processor(model: str | Path) -> Any:

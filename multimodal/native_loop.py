@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from multimodal.backends import Finished, GenerateOptions, Load, Token, Usage
 from multimodal.engine import sequence as seq
 from multimodal.engine.sampling import pick
+from multimodal.native_families import ADAPTERS
 from multimodal.native_prompt import Prompt
 from multimodal.rewind import can_crop, crop, fork, slides
 from multimodal.streaming import Answer
@@ -116,6 +117,13 @@ class OwnLoop:
         self._lock = threading.Lock()
         self._prefix: _Prefix | None = None
         self._running, self._closed = 0, False
+        loaded = getattr(model, "peft_config", ())
+        self._adapters = {
+            kind: name
+            for kind, name in ADAPTERS.get(model.config.model_type, {}).items()
+            if name in loaded
+        }
+        self._used: str | None = None
 
     def capacity(self) -> int:
         """Positions that fit; as many as the model was made for."""
@@ -152,7 +160,7 @@ class OwnLoop:
     def _answer(self, request: Request) -> Iterator[Token | Finished]:
         events: list[Any] = []
         cache = self._shared(request.prompt, request.options.tenant)
-        num_encoded = request.prompt.num_media if cache is None else 0
+        num_encoded = len(request.prompt.kinds) if cache is None else 0
         answer = request.answer(events.append, num_encoded)
         sequence = request.sequence(torch.empty(0), answer.tell)
         if sequence.is_late(time.monotonic()):
@@ -160,12 +168,15 @@ class OwnLoop:
             yield from events
             return
         sequence.begun_s = time.monotonic()
+        adapter = self._adapter_for(request.prompt)
+        self._use(adapter)
         run = self._prefill(request.prompt, cache)
         try:
             for outcome in self._outcomes(run, sequence):
                 if not answer.tell(outcome):  # a stop string
                     answer.tell(seq.Ended("stop"))
                 yield from events
+                self._use(adapter)  # others may have had their turns
                 if any(isinstance(event, Finished) for event in events):
                     return
                 events.clear()
@@ -193,6 +204,21 @@ class OwnLoop:
             sequence.tokens.append(picked.token)
             yield picked
         yield seq.Ended("length")
+
+    def _adapter_for(self, prompt: Prompt) -> str | None:
+        """The adapter for seeing where there are pictures, else the one for hearing, else none."""
+        fitting = (name for kind, name in self._adapters.items() if kind in prompt.kinds)
+        return next(fitting, None)
+
+    def _use(self, adapter: str | None) -> None:
+        if adapter == self._used:
+            return
+        if adapter is None:
+            self.model.disable_adapters()
+        else:
+            self.model.enable_adapters()
+            self.model.set_adapter(adapter)
+        self._used = adapter
 
     def _prefill(self, prompt: Prompt, cache: DynamicCache | None) -> _Run:
         """The model after the prompt; of media that `cache` holds already only the words run."""

@@ -53,6 +53,7 @@ class Prompt:
         layout: runs of media tokens and the picture, sound or video that each stands for.
         media_tokens: of the prompt, by position: whether it stands for a medium.
         media_key: digest of all media; "" without any.
+        kinds: of the media, in order.
     """
 
     text: str
@@ -60,7 +61,7 @@ class Prompt:
     layout: tuple[Span, ...]
     media_tokens: torch.Tensor
     media_key: str
-    num_media: int
+    kinds: tuple[Kind, ...]
     problems: tuple[Problem, ...] = ()
 
 
@@ -300,7 +301,7 @@ class Prompter:
         return Prompt(
             text, tensors, self._layout(ids, media), is_media,
             hashlib.sha256(keys.encode()).hexdigest() if media else "",
-            len(media), tuple(dict.fromkeys(p for shown in media for p in shown.problems)),
+            tuple(shown.kind for shown in media), tuple(dict.fromkeys(p for shown in media for p in shown.problems)),
         )  # fmt: skip
 
     def _tensors(self, text: str, media: Sequence[Shown]) -> dict[str, torch.Tensor]:

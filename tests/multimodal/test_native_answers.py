@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from PIL import Image as Pictures
 
 from encoders.dicom import Volume
+from encoders.errors import IncompatibleModel
 from multimodal.backends import (
     GenerateOptions,
     Load,
@@ -24,6 +26,8 @@ from multimodal.backends import (
 )
 from multimodal.messages import Audio, Image, Message, Study, Text, Video, user
 from multimodal.native import NativeBackend
+from multimodal.native_families import ADAPTERS
+from multimodal.native_loading import load_native
 from tests.multimodal.native_zoo import HEARING, SEEING, WATCHING
 from tests.multimodal.native_zoo_more import RELATED
 
@@ -352,3 +356,54 @@ def test_what_is_kept_of_one_answer_is_not_mixed_with_another_made_in_turn(
     finished = collect(backend.generate(asked, wanted))
     assert finished.usage.encoded_media == 0
     assert finished.choices == pytest.approx(fresh, abs=1e-4)
+
+
+def test_an_adapter_is_used_for_its_medium_only(
+    checkpoint: Callable[[str], Path], tmp_path: Path, picture: Pictures.Image, speech: np.ndarray
+) -> None:
+    """Phi-4-multimodal brings one to see and one to hear; in turns, each answer has its own."""
+    peft = pytest.importorskip("peft", reason="needs the extra 'adapters'")
+    folder = tmp_path / "phi4"
+    shutil.copytree(checkpoint("phi4_multimodal"), folder)
+    for seed, name in enumerate(("vision-lora", "speech-lora")):
+        torch.manual_seed(seed)
+        plain = load_native(checkpoint("phi4_multimodal"))[0]
+        config = peft.LoraConfig(r=4, target_modules=["qkv_proj", "o_proj"], lora_alpha=64,
+                                 init_lora_weights=False)  # fmt: skip
+        peft.get_peft_model(plain, config).save_pretrained(folder / name)
+    backend, bare = load_backend(folder), load_backend(checkpoint("phi4_multimodal"))
+    assert isinstance(backend, NativeBackend)
+    assert isinstance(bare, NativeBackend)
+    wanted = GenerateOptions(choices=("yes", "no", "maybe"))
+    asked = {"image": [user(Image(picture), "Is it?")], "audio": [user(Audio(speech, 16000), "?")],
+             None: [user("Is it there?")]}  # fmt: skip
+    under_way = {kind: backend.generate(turns, GenerateOptions(max_new_tokens=4, logprobs=0))
+                 for kind, turns in asked.items()}  # fmt: skip
+    told: dict[str | None, list[int]] = {kind: [] for kind in asked}
+    for _ in range(4):
+        for kind, events in under_way.items():
+            told[kind] += [lp.id for lp in getattr(next(events), "logprobs", ())]
+    for kind, turns in asked.items():
+        if kind is None:
+            backend.model.disable_adapters()
+        else:
+            backend.model.enable_adapters()
+            backend.model.set_adapter(ADAPTERS["phi4_multimodal"][kind])
+        prompt = backend.prompter.write(turns).tensors
+        ids = backend.model.generate(**prompt, max_new_tokens=4, do_sample=False)
+        assert told[kind] == ids[0, prompt["input_ids"].shape[1] :].tolist()
+        chances = collect(bare.generate(turns, wanted)).choices
+        changed = collect(load_backend(folder).generate(turns, wanted)).choices
+        assert (changed == pytest.approx(chances, abs=1e-4)) == (kind is None)
+
+
+def test_adapters_that_cannot_be_used_are_told(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "phi4"
+    shutil.copytree(checkpoint("phi4_multimodal"), folder)
+    (folder / "vision-lora").mkdir()
+    (folder / "vision-lora" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("transformers.utils.is_peft_available", lambda: False)
+    with pytest.raises(IncompatibleModel, match=r"brings adapters, .* install peft"):
+        load_backend(folder)
