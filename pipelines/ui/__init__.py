@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import gradio as gr  # here, not in the functions: it reads their annotations
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from multimodal.backends import Backend, load_backend
 from pipelines.ui.endpoints import build_endpoints, health
+from pipelines.ui.guarding import Guard, visitor_of
 from pipelines.ui.playground import CSS as PLAYGROUND_CSS
 from pipelines.ui.playground import build_playground
 from pipelines.ui.reading_room import CSS as READING_ROOM_CSS
 from pipelines.ui.reading_room import build_reading_room
+from pipelines.ui.settings import page_settings
+from pipelines.ui.strip import close_studies
 from pipelines.ui.uploads import KEEP_S
 from pipelines.ui.viewer import routes
-from pipelines.ui.words import languages, say
+from pipelines.ui.visitors import all_visitors
+from pipelines.ui.words import languages, say, told_in
 
-if TYPE_CHECKING:
-    import gradio
-
-MAX_UPLOAD = "1gb"  # a file; a chest CT of 1,000 slices is half of it
 # nothing comes from elsewhere, whatever a model's or a report's words ask the browser to fetch
 _POLICY = (
     '<meta http-equiv="Content-Security-Policy" content="'
@@ -27,10 +31,7 @@ _POLICY = (
 
 
 def launch_options() -> dict[str, Any]:
-    """What every launch of the page shares: system fonts, readable colours, a limit on uploads."""
-    import gradio as gr
-    from starlette.routing import Route
-
+    """What every launch of the page shares: system fonts, readable colours, limits, the guard."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme: Any = gr.themes.Default(
         primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono
@@ -41,23 +42,34 @@ def launch_options() -> dict[str, Any]:
         button_primary_background_fill_dark="*primary_700",
         button_primary_text_color="white",
     )
+    limits = page_settings()
     return {
         "theme": theme, "css": READING_ROOM_CSS + PLAYGROUND_CSS, "head": _POLICY,
-        "footer_links": ["settings"], "max_file_size": MAX_UPLOAD, "i18n": languages(), "mcp_server": _can_serve_mcp(),
+        "footer_links": ["settings"], "i18n": languages(), "mcp_server": _can_serve_mcp() and not limits.logins,
         "run_history": False,  # reports and answers do not stay in the browser
-        "app_kwargs": {"routes": [Route("/health", health), *routes()]},
+        "max_file_size": limits.max_upload_mib * 2**20,
+        "auth": list(limits.logins) or None, "auth_message": told_in("")["login"],
+        "app_kwargs": {
+            "routes": [Route("/health", health), *routes()],
+            "middleware": [Middleware(Guard, visitors=all_visitors(), settings=limits)],
+        },
     }  # fmt: skip
 
 
 def _can_serve_mcp() -> bool:
+    """Without logins only: tools would be listed to anyone, and could not be called by anyone."""
     return importlib.util.find_spec("mcp") is not None
 
 
-def build_app(model: str | Backend | None = None) -> gradio.Blocks:
+def build_app(model: str | Backend | None = None) -> gr.Blocks:
     """The page with its two rooms; the model is loaded at once, so that a bad one fails here."""
-    import gradio as gr
-
-    backend = load_backend(model) if model is None or isinstance(model, str) else model
+    limits, _ = page_settings(), all_visitors()  # the visitors' folder before any component
+    if model is None and limits.model:
+        model = limits.model
+    if model is None or isinstance(model, str):
+        backend = load_backend(model, sparsity=limits.sparsity)
+    else:
+        backend = model
     with gr.Blocks(
         title="CrossRead", analytics_enabled=False, delete_cache=(KEEP_S, KEEP_S)
     ) as page:
@@ -70,4 +82,16 @@ def build_app(model: str | Backend | None = None) -> gradio.Blocks:
             build_reading_room(page, backend)
         with gr.Tab(say("playground")):
             build_playground(backend)
+        page.load(_arrive, api_visibility="private", queue=False, show_progress="hidden")
+        page.unload(_leave)
+    page.queue(max_size=limits.max_waiting, default_concurrency_limit=limits.num_at_once)
     return page
+
+
+def _arrive(request: gr.Request) -> None:
+    all_visitors().arrive(visitor_of(request.headers))
+
+
+def _leave(request: gr.Request) -> None:
+    all_visitors().leave(visitor_of(request.headers))
+    close_studies()

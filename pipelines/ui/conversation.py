@@ -13,6 +13,7 @@ from typing import Any
 
 from multimodal.backends import Finished, Token, Usage
 from multimodal.messages import Message, Part, Study, Text, value_of
+from pipelines.ui.guards import require_small
 from pipelines.ui.strip import Strip, opened, strip_of
 from pipelines.ui.uploads import parts_of
 
@@ -55,6 +56,7 @@ def turn_of(words: str, files: Sequence[Path], folder: Path) -> Turn:
         InputError: a study that cannot be shown.
     """
     parts = parts_of(files, folder / "study")
+    require_small(parts)
     studies = [part.study for part in parts if isinstance(part, Study)]
     strips = tuple(strip_of(study, folder) for study in studies if isinstance(study, Path))
     return Turn(parts, words.strip(), strips)

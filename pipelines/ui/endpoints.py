@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from multimodal.backends import Backend, GenerateOptions
+from multimodal.messages import Audio, Study
 from pipelines import pipeline
 from pipelines.ui.conversation import messages_of, turn_of
-from pipelines.ui.guards import errors_as_help
+from pipelines.ui.guards import errors_as_help, require_small
 from pipelines.ui.uploads import new_place, received
 
 
@@ -42,8 +43,10 @@ def build_endpoints(backend: Backend) -> None:
         """
         with errors_as_help():
             said = received(dictation) if dictation else None
+            given = received(study)
+            require_small([Study(given), *([Audio(said)] if said else [])])
             read = pipeline("ct-report", backend)
-            reading = read(received(study), report or None, said, question or None)
+            reading = read(given, report or None, said, question or None)
             return reading.to_dict()
 
     def chat(words: str, file: FileData | None = None, max_new_tokens: int = 256) -> dict[str, Any]:
@@ -67,7 +70,9 @@ def build_endpoints(backend: Backend) -> None:
             recording: wav, flac, mp3, ogg, m4a or webm.
         """
         with errors_as_help():
-            return pipeline("dictation", backend)(received(recording)).to_dict()
+            heard = received(recording)
+            require_small([Audio(heard)])
+            return pipeline("dictation", backend)(heard).to_dict()
 
     # the signatures tell callers of files; what comes is a dict, or of MCP for an optional file a str
     for endpoint in (review, chat, transcribe):

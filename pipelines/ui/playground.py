@@ -24,6 +24,8 @@ from pipelines.ui.words import say, told
 
 CSS = """
 .talk button[aria-label="Share"] { display: none; }  /* it would publish */
+/* an error is told in the corner; it does not cover what was said, or what was typed */
+.talk, .talk-box { [data-testid="status-tracker"]:has(.error) { display: none !important; } }
 .model-card { font-size: 0.9em; }
 """
 MAX_NEW_TOKENS = 1024
@@ -112,7 +114,7 @@ def build_playground(backend: Backend) -> None:
             )  # fmt: skip
             box = gr.MultimodalTextbox(
                 show_label=False, file_count="multiple", placeholder=say("chat_box"),
-                sources=["upload", "microphone"], max_plain_text_length=20_000,
+                sources=["upload", "microphone"], elem_classes="talk-box", max_plain_text_length=20_000,
             )  # fmt: skip
             with gr.Row():
                 clicks = [gr.Button(say(e.name), size="sm", min_width=140) for e in examples()]

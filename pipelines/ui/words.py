@@ -22,6 +22,31 @@ _SHELL = {
     "reading_room": ("Reading room", "阅片室"),
     "playground": ("Playground", "试验场"),
 }
+_GUARD = {
+    "not_yours": (
+        "This file is not yours, or no longer here: files are deleted half an hour after they"
+        " came, and when their page is closed. Send it again.",
+        "此文件不属于您，或已删除：文件在上传半小时后或关闭页面时删除。请重新上传。",
+    ),
+    "no_addresses": (
+        "Addresses are not fetched: send the file itself.",
+        "不会抓取网址：请直接上传文件。",
+    ),
+    "too_many_files": (
+        "You have sent as many files as this page takes; zip them, or close the page and start"
+        " again.",
+        "文件数已达本页上限；请打包为 zip，或关闭页面重新开始。",
+    ),
+    "too_much": (
+        "This is more than the page takes at a time; send a part of it, or use the command line.",
+        "超过本页一次可接收的大小；请只上传一部分，或使用命令行。",
+    ),
+    "queue_full": (
+        "Many people are being answered just now. Please try again in a minute.",
+        "当前使用者较多，请一分钟后再试。",
+    ),
+    "login": ("This page is for invited people.", "本页仅限受邀者使用。"),
+}
 _READING_ROOM = {
     "study": ("Study: drop a folder, a zip or DICOM files", "检查：拖入文件夹、zip 或 DICOM 文件"),
     "open_folder": ("Open a folder", "打开文件夹"),
@@ -194,7 +219,7 @@ _PLAYGROUND = {
     "stage_prefill": ("take in the question", "读入问题"),
     "stage_decode": ("write the answer", "写出回答"),
 }
-TABLE: dict[str, tuple[str, str]] = {**_SHELL, **_READING_ROOM, **_VIEWER, **_PLAYGROUND}
+TABLE: dict[str, tuple[str, str]] = {**_SHELL, **_GUARD, **_READING_ROOM, **_VIEWER, **_PLAYGROUND}
 
 
 def languages() -> gradio.I18n:
@@ -209,7 +234,12 @@ def languages() -> gradio.I18n:
 def told(request: gradio.Request | None) -> dict[str, str]:
     """The table in the language of a browser's request, for words that are made on the server."""
     headers = getattr(request, "headers", None) or {}
-    first = str(headers.get("accept-language") or "").partition(",")[0]
+    return told_in(str(headers.get("accept-language") or ""))
+
+
+def told_in(accepted: str) -> dict[str, str]:
+    """The table in the first language of an `Accept-Language` header; English for all but Chinese."""
+    first = accepted.partition(",")[0]
     column = 1 if first.lower().startswith("zh") else 0
     return {key: pair[column] for key, pair in TABLE.items()}
 

@@ -7,27 +7,21 @@ error fails the test; one that provokes errors takes `console` and clears it.
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.scripted_page import LIMITS
+from tests.served import serve
+
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 ]  # fmt: skip
-START_S = 120  # a busy machine imports torch and gradio for a while
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,47 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def serve(*command: str, env: dict[str, str] | None = None) -> Iterator[str]:
-    """The address at which `python command --port N` answers, until the generator is closed."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [sys.executable, *command, "--port", str(port)],
-        cwd=ROOT, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        await_answer(url, server)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def await_answer(url: str, server: subprocess.Popen[Any]) -> None:
-    """Return once the server answers; fail if it ends or takes too long."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        assert server.poll() is None, f"the app ended with {server.returncode}"
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError(f"the app did not answer within {START_S} s")
-
-
 @pytest.fixture(scope="session")
 def app_url() -> Iterator[str]:
     """The app as `python app.py` starts it, on the demo checkpoint."""
     yield from serve("app.py")
+
+
+@pytest.fixture(scope="session")
+def scripted_url() -> Iterator[str]:
+    """The app with a model that says what it is told to; see `tests.scripted_page`."""
+    yield from serve("-m", "tests.scripted_page", env=LIMITS)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,54 @@
+"""Servers in processes of their own, for tests that ask them as a browser or a program does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+START_S = 120  # a busy machine imports torch and gradio for a while
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(*command: str, env: dict[str, str] | None = None) -> Iterator[str]:
+    """The address at which `python command --port N` answers, until the generator is closed."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, *command, "--port", str(port)],
+        cwd=ROOT, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await_answer(url, server)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def await_answer(url: str, server: subprocess.Popen[Any]) -> None:
+    """Return once the server answers; fail if it ends or takes too long."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"the app ended with {server.returncode}"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"the app did not answer within {START_S} s")
