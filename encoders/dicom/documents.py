@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import logging
 import re
 import zlib
@@ -25,6 +26,7 @@ from encoders.features import Problem
 
 MAX_DEPTH, MAX_ITEMS, MAX_PAGES, MAX_CHARS = 32, 20_000, 200, 200_000
 MAX_BYTES = 64 * 2**20
+MAX_ELEMENTS = 10_000  # beside those of its sequences
 REMOVED = "[removed]"
 _NAMING = (
     "PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName",
@@ -86,11 +88,10 @@ def read_document(document: Opener) -> ReportText:
     Raises:
         UnreadableFile: it is a result of ours, is broken, holds no text, or more than is safe to unpack.
     """
-    import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = pydicom.dcmread(document.open())
+        header = _read(document)
         if header.get("Manufacturer") == MANUFACTURER:
             raise UnreadableFile(f"{document.name!r} is a result of CrossRead, no report to check")
         lines = _READERS[document.kind](header)
@@ -106,6 +107,22 @@ def read_document(document: Opener) -> ReportText:
     if not text:
         raise UnreadableFile(f"{document.name!r} is a {document.kind} document without text")
     return ReportText(document.kind, text, document.name)
+
+
+def _read(document: Opener) -> Any:
+    """The data set, as long as it has a sane number of elements."""
+    from pydicom.filereader import read_partial
+
+    count = itertools.count()
+
+    def is_too_long(*_: object) -> bool:
+        if next(count) > MAX_ELEMENTS:
+            raise ValueError("more elements than any document has")
+        return False
+
+    target = document.open()
+    with target.open("rb") if isinstance(target, Path) else target as stream:
+        return read_partial(stream, is_too_long)
 
 
 def _without_names(text: str, header: Any) -> str:

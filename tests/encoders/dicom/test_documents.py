@@ -202,6 +202,17 @@ def test_a_tree_without_end_is_refused() -> None:
         read_document(_report(item))
 
 
+def test_elements_without_end_are_refused() -> None:
+    """Three million of them took pydicom five seconds."""
+    report = _item("CONTAINER", "Report")
+    report.ContentSequence = [_item("TEXT", "Finding", TextValue="no nodule")]
+    data = _written(report)
+    flood = data + b"\xe1\x7f\x01\x10LO\x00\x00" * 20_000
+    assert "no nodule" in read_document(Held("SR", data)).text
+    with pytest.raises(UnreadableFile, match=r"cannot be read \(ValueError\)"):
+        read_document(Held("SR", flood))
+
+
 def test_the_longest_report_comes_first_and_an_empty_one_is_told() -> None:
     texts, problems = report_texts(
         [_report(), _report(_item("TEXT", TextValue="Short.")),
