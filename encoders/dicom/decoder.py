@@ -53,6 +53,13 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
+# pydicom loads a download client where there is one: a tenth of a process's memory, a fifth of its start
+_CHILD = """
+import sys
+sys.modules["requests"] = None
+from encoders.dicom.decoder import serve
+serve()
+"""
 _SPARE_BYTES = 384 * 2**20  # what a decoder may need beside 16 times the frame
 
 
@@ -124,7 +131,7 @@ class _Process:
     def __init__(self) -> None:
         path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from encoders.dicom.decoder import serve; serve()"],
+            [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # codecs print there; never shown, it may quote the file
