@@ -7,7 +7,6 @@ pipeline and no report.
 from __future__ import annotations
 
 import copy
-import os
 import threading
 import time
 import weakref
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoders.errors import ContextOverflow, IncompatibleModel
+from encoders.errors import ContextOverflow
 from encoders.features import Modality, Problem
 from multimodal.backends import (
     Capabilities,
@@ -35,13 +34,10 @@ from multimodal.backends import (
 )
 from multimodal.encoding import Encoded, MediaEncoder, weights_revision
 from multimodal.engine import sequence as seq
-from multimodal.engine.adaptive import MOST_SLOTS, Adaptive
-from multimodal.engine.doctor import Diagnosis, diagnose
+from multimodal.engine.assembly import Assembled, assemble, objective_of
+from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.engine import Engine
 from multimodal.engine.grammar import Grammars, JsonConstraint
-from multimodal.engine.memory import num_places
-from multimodal.engine.runner import PackedRunner, PlainRunner, Runner
-from multimodal.engine.tuning import Tuned, Tuner
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
 from multimodal.loading import load_composite, weights_sha256
@@ -82,34 +78,26 @@ class LocalBackend:
         self._encoder = MediaEncoder(model, processor)
         self._lock = threading.Lock()  # fast tokenizers are not made for several threads
         self._decoder = copy.deepcopy(processor.tokenizer)  # the engine's own
-        self._tuner = Tuner()
-        self._adaptive = Adaptive(objective or os.environ.get("CROSSREAD_OBJECTIVE") or "even")
+        self._adaptive = objective_of(objective)
         self._model_len = int(
             getattr(model.config.text_config, "max_position_embeddings", 0) or 2**31
         )
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """The engine, made at first use."""
-        with self._lock, torch.inference_mode():
-            made = self.__dict__.get("engine")  # by a thread that was quicker
-            if made is None:
-                runner = self._runner()
-                made = Engine(runner, self._adaptive.limits, self._adaptive.measured,
-                              threads=self._tuner.tuned.threads)  # fmt: skip
-                self.__dict__["engine"] = made
-                weakref.finalize(self, Engine.close, made)
-            return made
+        return self._assembled.engine
 
-    def _runner(self) -> Runner:
-        network = self.model.language_model
-        places = num_places(network, self._model_len, MOST_SLOTS)
-        way = partial(_way, self.model)
-        try:
-            return PackedRunner(network, places, way, self._tuner)
-        except IncompatibleModel as error:
-            self._tuner.tuned = Tuned(one_by_one=str(error))
-            return PlainRunner(network, way)
+    @cached_property
+    def _assembled(self) -> Assembled:
+        with self._lock:
+            made = self.__dict__.get("_assembled")  # by a thread that was quicker
+            if made is None:
+                network, way = self.model.language_model, partial(_way, self.model)
+                made = assemble(network, self._model_len, self._adaptive, way)
+                self.__dict__["_assembled"] = made
+                weakref.finalize(self, Engine.close, made.engine)
+            return made
 
     @classmethod
     def from_pretrained(
@@ -165,7 +153,7 @@ class LocalBackend:
         return Capabilities(
             self.name, frozenset(modalities), findings, self._max_len, bool(findings),
             self._weights_sha256, f"view profile {config.view_profile}",
-            one_by_one=self._tuner.tuned.one_by_one, json_schema=self._grammars.possible,
+            one_by_one=self._assembled.one_by_one, json_schema=self._grammars.possible,
         )  # fmt: skip
 
     @property
@@ -237,12 +225,12 @@ class LocalBackend:
 
     def diagnose(self) -> Diagnosis:
         """What the engine chose on this machine, and why; runs a few steps to see."""
-        return diagnose(self.engine, self.model.language_model, self._adaptive, self._tuner.tuned)
+        return self._assembled.diagnose()
 
     def close(self) -> None:
         """End the threads and forget what is cached; requests under way end as cancelled."""
         self._encoder.close()
-        if "engine" in self.__dict__:
+        if "_assembled" in self.__dict__:
             self.engine.close()
 
     def novelty(self, study: Study) -> Novelty | None:

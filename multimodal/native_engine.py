@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 
-from encoders.errors import IncompatibleModel
 from multimodal.backends import Finished, Load, Token
-from multimodal.engine.adaptive import MOST_SLOTS, Adaptive
+from multimodal.engine.assembly import assemble, objective_of
 from multimodal.engine.engine import Engine
-from multimodal.engine.memory import num_places
-from multimodal.engine.runner import PackedRunner, PlainRunner, Runner
 from multimodal.events import EventStream
 from multimodal.native_loop import Request
 
@@ -25,19 +22,11 @@ from multimodal.native_loop import Request
 class EngineLoop:
     """Runs requests on an engine of their own."""
 
-    def __init__(self, model: Any, max_len: int, objective: str = "even") -> None:
-        self.model, self.one_by_one = model, ""
-        adaptive = Adaptive(objective)
-        with torch.inference_mode():
-            self.engine = Engine(self._runner(max_len), adaptive.limits, adaptive.measured)
+    def __init__(self, model: Any, max_len: int, objective: str | None = None) -> None:
+        self.model = model
+        assembled = assemble(model, max_len, objective_of(objective))
+        self.engine, self.one_by_one = assembled.engine, assembled.one_by_one
         weakref.finalize(self, Engine.close, self.engine)
-
-    def _runner(self, max_len: int) -> Runner:
-        try:
-            return PackedRunner(self.model, num_places(self.model, max_len, MOST_SLOTS))
-        except IncompatibleModel as error:
-            self.one_by_one = str(error)
-            return PlainRunner(self.model)
 
     def capacity(self) -> int:
         """Positions that fit into memory."""
