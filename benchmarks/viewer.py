@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sparse import machine
-from tests.browser.conftest import FLAGS, serve
+from tests.browser.conftest import FLAGS
+from tests.served import serve
 
 SHAPE = (300, 512, 512)
 SPACING_MM = (1.0, 0.7, 0.7)

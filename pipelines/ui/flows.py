@@ -14,10 +14,12 @@ from typing import Any
 
 from encoders.errors import BurnedInText, MissingInput, UnreadableAudio
 from multimodal.backends import Backend, Finished, Token
+from multimodal.messages import Audio, Study
 from pipelines import pipeline
 from pipelines.dictation import Listening, Transcript
 from pipelines.evidence import Discrepancy, Finding, Reading
 from pipelines.session import Step, follow_up
+from pipelines.ui.guards import require_small
 from pipelines.ui.rooms import Asked, Room, describe_asked, describe_reading
 
 MAX_SOUND_S = 120  # that a microphone may have waiting
@@ -54,16 +56,22 @@ def choose_series(room: Room, key: str, allow_burned_in: bool) -> Iterator[Opene
 
 
 def show_series(room: Room, *, allow_burned_in: bool) -> Iterator[Opened]:
-    """One slice at once, then every series' thumbnail, then all slices."""
+    """One slice at once, then every series' thumbnail, then all slices.
+
+    Raises:
+        InputError: too many pixels for this page, or none that can be decoded.
+    """
     try:
-        yield Opened(room.describe(), room.preview(allow_burned_in))
+        series = room.let_through(allow_burned_in)
     except BurnedInText:
         room.draw_thumbnails()
         yield Opened(room.describe())  # the list says so, and a press on the series shows it
         return
+    require_small([Study(series)])
+    yield Opened(room.describe(), room.preview())
     room.draw_thumbnails()
     yield Opened(room.describe())
-    volume = room.load(allow_burned_in)
+    volume = room.load()
     yield Opened(room.describe(), volume)
 
 
@@ -137,6 +145,7 @@ def hear(backend: Backend, recording: Path) -> Iterator[str]:
     Raises:
         CrossReadError: what the pipeline raises.
     """
+    require_small([Audio(recording)])
     heard: list[str] = []
     for event in pipeline("dictation", backend)(recording, stream=True):
         if not isinstance(event, Transcript):

@@ -87,21 +87,32 @@ class Room:
         self.volume = self.reading = None
         self.asked, self.decisions = [], {}
 
-    def preview(self, allow_burned_in: bool = False) -> dict[str, Any]:
-        """The middle slice of the chosen series, on the shelf."""
-        from encoders.dicom import let_through, load_preview
+    def let_through(self, allow_burned_in: bool) -> Series:
+        """The chosen series, if it may be shown.
+
+        Raises:
+            BurnedInText: its pictures may name the patient, and the person did not ask for them.
+        """
+        from encoders.dicom import let_through
 
         assert self.series is not None
-        let_through(self.series, allow_burned_in=allow_burned_in)
+        self.series = let_through(self.series, allow_burned_in=allow_burned_in)
+        return self.series
+
+    def preview(self) -> dict[str, Any]:
+        """The middle slice of the chosen series, on the shelf."""
+        from encoders.dicom import load_preview
+
+        assert self.series is not None
         return {**self._shelve(load_preview(self.series)), "preview": True}
 
-    def load(self, allow_burned_in: bool = False) -> dict[str, Any]:
+    def load(self) -> dict[str, Any]:
         """The whole chosen series, on the shelf; what of the input is not used becomes its problem."""
-        from encoders.dicom import let_through, load_volume
+        from encoders.dicom import load_volume
 
         assert self.found is not None
         assert self.series is not None
-        volume = let_through(load_volume(self.series), allow_burned_in=allow_burned_in)
+        volume = load_volume(self.series)
         self.volume = replace(volume, problems=(*self.found.problems, *volume.problems))
         return self._shelve(self.volume)
 

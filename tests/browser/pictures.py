@@ -12,7 +12,8 @@ from contextlib import closing
 from typing import Any
 
 from pipelines.ui.words import TABLE
-from tests.browser.conftest import FLAGS, ROOT, serve
+from tests.browser.conftest import FLAGS
+from tests.served import ROOT, serve
 
 FOLDER = ROOT / "docs" / "pictures"
 NUM_COLOURS = 128  # a screen of few colours needs no more, and a repository no megabytes

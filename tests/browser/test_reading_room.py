@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import time
 import wave
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from multimodal.backends import DEMO
+from pipelines.ui.viewer import PREFIX
 from pipelines.ui.words import TABLE
 
 STUDY = DEMO / "sample" / "study"
@@ -143,12 +146,15 @@ def test_words_of_a_report_never_become_markup(page: Any, tmp_path: Path):
 
 
 def test_a_dropped_folder_and_chosen_files_open_and_nobody_is_named_unasked(page: Any):
-    files = {f.name: list(f.read_bytes()) for f in sorted(STUDY.iterdir())[10:22]}
+    files = {
+        f.name: base64.b64encode(f.read_bytes()).decode() for f in sorted(STUDY.iterdir())[10:22]
+    }
     upload = page.locator("#study-files input[type=file]")
     upload.wait_for(state="attached")
     page.evaluate(
         """(files) => {
-          const file = (name) => ({ isFile: true, file: (take) => take(new File([new Uint8Array(files[name])], name)) });
+          const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+          const file = (name) => ({ isFile: true, file: (take) => take(new File([bytes(files[name])], name)) });
           let left = [Object.keys(files).map(file), []];
           const folder = { isDirectory: true, createReader: () => ({ readEntries: (take) => take(left.shift()) }) };
           const event = new Event("drop", { bubbles: true, cancelable: true });
@@ -166,6 +172,19 @@ def test_a_dropped_folder_and_chosen_files_open_and_nobody_is_named_unasked(page
     page.get_by_text("Phantom^Generated").wait_for()
     press(page, "hide_identifiers")
     page.get_by_text("Phantom^Generated").wait_for(state="detached")
+
+
+def test_a_closed_tab_gives_its_study_back(open_page: Any, app_url: str):
+    page = open_page(app_url)
+    open_sample(page)
+    slab = f"{app_url}{PREFIX}/slab/{page.evaluate(f'{VIEWER}.stack.info.token')}/0/1"
+    other = open_page(app_url)
+    assert other.request.get(slab).status == 200
+    page.close()
+    deadline = time.monotonic() + 60
+    while (status := other.request.get(slab).status) == 200 and time.monotonic() < deadline:
+        other.wait_for_timeout(100)
+    assert status == 404
 
 
 def test_a_stop_stops_and_the_next_review_starts_afresh(page: Any):
@@ -187,7 +206,7 @@ def test_language_and_theme_are_switched_on_the_page(page: Any):
     assert page.locator(".cr-tool_measure").inner_text() == TABLE["tool_measure"][1]
     assert TABLE["verdict_differs"][1].format(count=2) in page.locator(".cr-verdict").inner_text()
     page.get_by_text("Dark").click()
-    page.wait_for_function("document.body.classList.contains('dark')")
+    page.locator("body.dark").wait_for(state="attached")
 
 
 @pytest.mark.parametrize(("language", "column", "dark"), [("zh-CN", 1, True), ("en-US", 0, False)])

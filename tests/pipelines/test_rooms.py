@@ -16,10 +16,11 @@ import pydicom
 import pytest
 
 from encoders.dicom.identifiers import identifiers_of
-from encoders.errors import BurnedInText, MissingInput, NotDicom, UnreadableAudio
+from encoders.errors import BurnedInText, InputError, MissingInput, NotDicom, UnreadableAudio
 from pipelines.dictation import Listening
 from pipelines.ui import flows
 from pipelines.ui.rooms import MAX_ROOMS, Room, Rooms, thumbnail
+from pipelines.ui.settings import Settings
 from pipelines.ui.viewer import shelf
 from tests.makers import FakeBackend, write_blocks, write_sr
 
@@ -76,6 +77,16 @@ def test_only_dicom_opens(room: Room, tmp_path: Path):
         list(flows.open_study(room, []))
 
 
+def test_a_study_too_large_for_the_page_is_refused_before_it_is_decoded(
+    room: Room, phantom_series: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipelines.ui.guards.page_settings", lambda: Settings(max_pixels=10_000))
+    steps = flows.open_study(room, files_of(phantom_series))
+    assert next(steps).volume is None
+    with pytest.raises(InputError, match="decodes to"):
+        next(steps)
+
+
 def test_another_series_can_be_chosen_and_one_that_is_gone_cannot(room: Room, tmp_path: Path):
     write_blocks(tmp_path / "axial")
     write_blocks(tmp_path / "coronal", (1, 0, 0), (0, 0, -1))
@@ -104,8 +115,9 @@ def test_pictures_that_may_name_the_patient_are_shown_only_where_asked_for(
     assert (series["risky"], series["thumbnail"]) == (True, "")
     steps = list(flows.choose_series(room, series["key"], True))
     assert steps[-1].volume is not None
+    room.choose(series["key"])
     with pytest.raises(BurnedInText, match="nothing was shown"):
-        room.preview()
+        room.let_through(False)
 
 
 def test_identifiers_are_in_nothing_but_their_own_answer(room: Room, phantom_series: Path):

@@ -109,6 +109,12 @@ def test_who_does_not_know_left_shows_one_plane_without_letters(phantom_series: 
     assert told["panes"][0]["mm"] == list(makers.BLOCKS_SPACING)
 
 
+def test_one_slice_is_shown_in_its_own_plane_only(tmp_path: Path):
+    makers.write_blocks(tmp_path, (1, 0, 0), (0, 0, -1), shape=(1, 64, 48))
+    (pane,) = panes_of(load_volume(tmp_path))
+    assert (pane.name, "".join(pane.letters)) == ("coronal", "RLHF")
+
+
 def test_a_missing_slice_leaves_a_step_between_its_neighbours(tmp_path: Path):
     makers.write_blocks(tmp_path)
     for number in (9, 10):

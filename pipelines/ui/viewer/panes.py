@@ -49,7 +49,7 @@ class Pane:
 
 
 def panes_of(volume: Volume) -> tuple[Pane, ...]:
-    """Axial, coronal and sagittal, patient right at the left, front or head up."""
+    """Axial, coronal and sagittal, patient right at the left, front or head up; of one slice its own."""
     from encoders.dicom.display import dominant_axes
 
     grid = volume.grid
@@ -74,7 +74,7 @@ def panes_of(volume: Volume) -> tuple[Pane, ...]:
         )  # fmt: skip
         mm = (sizes[depth], sizes[down], sizes[across])
         panes.append(Pane(name, (depth, down, across), (flips[0], flips[1]), mm, letters))
-    return tuple(panes)
+    return tuple(pane for pane in panes if len(volume.voxels) > 1 or pane.axes[0] == 0)
 
 
 def letters_of(direction: Sequence[float] | np.ndarray) -> str:

@@ -12,7 +12,10 @@ export class Toolbar {
     this.bar = element("div", "cr-bar");
     this.bar.setAttribute("role", "toolbar");
     word(this.bar, "tools", "label");
-    this.layout = this.select("layout", (value) => viewer.arrange(value));
+    this.layout = this.select("layout", (value) => {
+      viewer.wanted = value; // also of the studies opened after this one
+      viewer.arrange(value);
+    });
     this.windows = this.select("preset", (value) => viewer.choose(Number(value)));
     this.tools = TOOLS.map((tool) => this.button(`tool_${tool}`, () => this.take(tool)));
     this.invertButton = this.button("invert", () => viewer.invert());

@@ -80,7 +80,7 @@ export class Viewer {
     this.main.show(first);
     this.makeTable();
     this.toolbar.volumeChanged();
-    this.arrange(this.layout || (this.panes.length > 1 && this.stage.clientWidth > 620 ? "all" : ""));
+    this.arrange(this.wanted ?? (this.stage.clientWidth > 620 ? "all" : ""));
   }
 
   empty() {
