@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 SAMPLE := multimodal/demo/sample
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-browser app lint bench train-demo eval-demo constraints clean
+.PHONY: help demo test test-browser test-space app lint bench train-demo eval-demo constraints clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -26,6 +26,9 @@ demo: .venv/.installed  ## read the sample study with its report; results in out
 
 test: .venv/.installed-dev  ## every test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+test-space: .venv/.installed-dev  ## the Space from its own requirements in a fresh environment (downloads torch)
+	CROSSREAD_TEST_SPACE=1 $(RUN) -m pytest tests/pipelines/test_space.py
 
 test-browser: .venv/.installed-dev  ## only those that drive Chromium (apt-get install chromium)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/browser

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 
 def main() -> None:
     """Serve the page; local unless told otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860)
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space sets both
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    parser.add_argument("--host", default=host, help="address to listen on")
+    parser.add_argument("--port", type=int, default=port)
     parser.add_argument("--model", default=None, help="composite folder, Hub id or http(s)://…/v1")
     options = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The command line: crossread read | chat | transcribe | info | doctor | serve | pacs.
+"""The command line: crossread read | chat | transcribe | info | doctor | serve | pacs | space.
 
 Exit codes: 0 done (whatever the verdict), 1 unexpected failure, 2 wrong usage, 3 bad input,
 4 model trouble, 5 remote trouble. Results go to stdout, everything else to stderr.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
-from pipelines import pacs
+from pipelines import pacs, space
 
 if TYPE_CHECKING:
     from encoders.dicom import Series as DicomSeries
@@ -80,6 +80,7 @@ Workers = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 app.add_typer(pacs.app, name="pacs")
+app.add_typer(space.app, name="space")
 
 
 @app.callback()

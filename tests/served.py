@@ -24,6 +24,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def serve_in(folder: Path, python: str) -> Iterator[str]:
+    """The address of `app.py` in a folder, started as a Space starts it: by environment alone."""
+    port = free_port()
+    own = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [python, "app.py"], cwd=folder, env={**kept, **own}, stdout=subprocess.DEVNULL
+    )
+    yield from _served(f"http://127.0.0.1:{port}", server)
+
+
 def serve(*command: str, env: dict[str, str] | None = None) -> Iterator[str]:
     """The address at which `python command --port N` answers, until the generator is closed."""
     port = free_port()
@@ -32,6 +43,10 @@ def serve(*command: str, env: dict[str, str] | None = None) -> Iterator[str]:
         [sys.executable, *command, "--port", str(port)],
         cwd=ROOT, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    yield from _served(url, server)
+
+
+def _served(url: str, server: subprocess.Popen[Any]) -> Iterator[str]:
     try:
         await_answer(url, server)
         yield url
