@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from encoders.errors import UnreadableImage
@@ -48,7 +50,9 @@ class Desk:
         self.name = self.capabilities.name
         self.created = int(time.time())
         self.meters = Meters(self.name)
-        self.store = Store(settings)
+        self._own = None if settings.folder else TemporaryDirectory(prefix="crossread-server-")
+        self.folder = settings.folder or Path(self._own.name if self._own else "")
+        self.store = Store(self.folder, settings)
         self.admission = Admission(
             settings, shared=num_tenants > 1, closed=closed, refuse=self.meters.refused
         )
@@ -160,7 +164,8 @@ class Desk:
 
     def close(self) -> None:
         """Let go of files and of the backend."""
-        self.store.close()
+        if self._own:
+            self._own.cleanup()
         self.backend.close()
 
 

@@ -214,9 +214,11 @@ class Media:
         """A second name for an uploaded file, so that it stays while the request runs."""
         path = self._fresh()
         try:
-            path.hardlink_to(self._store.get(self._tenant, name).path)
+            path.hardlink_to(self._store.path(self._tenant, name))
         except FileNotFoundError:  # it expired between the two
             raise no_such_file() from None
+        except OSError:  # the shared folder lies on another disk
+            shutil.copyfile(self._store.path(self._tenant, name), path)
         return path
 
     def _fresh(self) -> Path:

@@ -1,12 +1,12 @@
 """POST /v1/readings: a CT with its report in, a `Reading` out, at once or as a job to ask for.
 
-Jobs are kept for a while, in memory, each seen by its own tenant alone.
+Jobs stand on a shelf for a while, each seen by its own tenant alone, so that any replica can tell
+of them: the one that reads says every other second that it still does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -23,20 +23,24 @@ from pipelines.server.bodies import ReadingBody
 from pipelines.server.desk import Desk
 from pipelines.server.exchange import Exchange
 from pipelines.server.failures import ApiError, as_api_error, stage_of
+from pipelines.server.shelf import Shelf
 from pipelines.session import Step
 
 if TYPE_CHECKING:
     from pipelines.ct_report import Progress
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+_UNDER_WAY = ("queued", "in_progress")
+_BEAT_S = 2.0
+_GONE_S = 30.0  # without a beat
 
 
 @dataclass
 class Job:
     """One reading under way or done."""
 
+    id: str
     tenant: str
-    id: str = field(default_factory=lambda: f"reading-{secrets.token_hex(12)}")
     created: float = field(default_factory=time.time)
     status: Status = "queued"
     findings: int = 0
@@ -44,8 +48,6 @@ class Job:
     step: Step = field(default_factory=lambda: Step(""))
     reading: Reading | None = None
     failure: ApiError | None = None
-    ended: float | None = None
-    task: asyncio.Task[None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -85,7 +87,8 @@ class Readings:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._jobs: dict[str, Job] = {}
+        self._shelf = Shelf(desk.folder, "reading")
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # of jobs that run here
 
     async def create(self, exchange: Exchange) -> None:
         """POST /v1/readings: the finished reading, or with `background` the job."""
@@ -93,20 +96,20 @@ class Readings:
             body = await exchange.read(ReadingBody)
             self._desk.check_model(body.model)
             case = await self._case(ticket, body)
-            job = Job(exchange.tenant)
-            self._sweep()
-            self._jobs[job.id] = job
+            job = Job(self._shelf.new_name(), exchange.tenant)
+            self._save(job)
             ticket.hold()  # by the task
-            job.task = asyncio.create_task(self._run(job, ticket, case))
-            job.task.add_done_callback(lambda task: self._ended(task, job, ticket))
+            task = self._tasks[job.id] = asyncio.create_task(self._run(job, ticket, case))
+            beat = asyncio.create_task(self._beat(job, task))
+            task.add_done_callback(lambda _: self._ended(job, ticket, beat))
         if body.background:
             await exchange.answer(job.to_dict(), 202)
             return
         try:
-            await asyncio.shield(job.task)
+            await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not job.task.cancelled():  # then it is this request that nobody waits for
-                job.task.cancel()
+            if not task.cancelled():  # then it is this request that nobody waits for
+                task.cancel()
                 raise
         if job.failure is not None:
             raise job.failure
@@ -114,30 +117,34 @@ class Readings:
 
     async def get(self, exchange: Exchange, name: str) -> None:
         """GET /v1/readings/{id}."""
-        await exchange.answer(self._job(exchange, name).to_dict())
+        await exchange.answer(self._told(exchange, name))
 
     async def page(self, exchange: Exchange, name: str) -> None:
         """GET /v1/readings/{id}/html: the finished reading as a page for people."""
         from starlette.responses import HTMLResponse
 
-        job = self._job(exchange, name)
-        if job.reading is None:
-            raise ApiError(409, f"the reading is {job.status}", "not_completed")
-        page = await asyncio.to_thread(job.reading.to_html)
+        told = self._told(exchange, name)
+        if told["status"] != "completed":
+            raise ApiError(409, f"the reading is {told['status']}", "not_completed")
+        page = self._shelf.path(name, ".html").read_text(encoding="utf-8")
         await exchange.respond(HTMLResponse(page, headers={"Content-Security-Policy": "sandbox"}))
 
     async def cancel(self, exchange: Exchange, name: str) -> None:
         """POST /v1/readings/{id}/cancel; one that has ended stays as it is."""
-        job = self._job(exchange, name)
-        await _cancel(job)
-        await exchange.answer(job.to_dict())
+        if self._told(exchange, name)["status"] in _UNDER_WAY:
+            if name in self._tasks:
+                self._tasks[name].cancel()
+                await asyncio.wait([self._tasks[name]])
+            else:  # the replica that reads looks for this mark
+                self._shelf.path(name, ".cancel").touch()
+        await exchange.answer(self._told(exchange, name))
 
     async def delete(self, exchange: Exchange, name: str) -> None:
-        """DELETE /v1/readings/{id}: cancel and forget it."""
-        job = self._job(exchange, name)
-        await _cancel(job)
-        self._jobs.pop(job.id, None)
-        await exchange.answer({"id": job.id, "object": "reading.deleted", "deleted": True})
+        """DELETE /v1/readings/{id}: forget one that has ended."""
+        if self._told(exchange, name)["status"] in _UNDER_WAY:
+            raise ApiError(409, "the reading is under way; cancel it first", "not_completed")
+        self._shelf.drop(name)
+        await exchange.answer({"id": name, "object": "reading.deleted", "deleted": True})
 
     async def _case(self, ticket: Ticket, body: ReadingBody) -> _Case:
         """The request's files, weighed."""
@@ -158,8 +165,13 @@ class Readings:
         try:
             async with aclosing(self._desk.run(ticket, case.read)) as events:
                 async for event in events:
-                    job.status = "in_progress"
+                    if job.status == "queued":
+                        job.status = "in_progress"
+                        self._save(job)
                     _note(job, event)
+            if job.reading is not None:
+                page = await asyncio.to_thread(job.reading.to_html)
+                self._shelf.path(job.id, ".html").write_text(page, encoding="utf-8")
         except Exception as error:  # kept with the job, for whoever asks
             job.status, job.failure = "failed", as_api_error(error)
             self._desk.meters.failed(stage_of(job.failure))
@@ -167,33 +179,41 @@ class Readings:
             job.status = "completed"
             self._desk.meters.finished("readings", time.monotonic() - ticket.entered, "stop")
 
-    def _ended(self, task: asyncio.Task[None], job: Job, ticket: Ticket) -> None:
+    async def _beat(self, job: Job, task: asyncio.Task[None]) -> None:
+        """Say that the job is alive and how far it is; cancel it if another replica was told to."""
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            self._save(job)
+            if self._shelf.path(job.id, ".cancel").exists():
+                task.cancel()
+
+    def _ended(self, job: Job, ticket: Ticket, beat: asyncio.Task[None]) -> None:
         """Give the job's place back, even if it never began."""
-        if task.cancelled():
+        beat.cancel()
+        if self._tasks.pop(job.id).cancelled():
             job.status = "cancelled"
             self._desk.meters.stopped("running" if ticket.started else "waiting")
-        job.ended = time.time()
+        self._save(job)
         ticket.leave()
 
-    def _job(self, exchange: Exchange, name: str) -> Job:
-        self._sweep()
-        job = self._jobs.get(name)
-        if job is None or job.tenant != exchange.tenant:
+    def _save(self, job: Job) -> None:
+        document = {"told": job.to_dict(), "beat": time.time()}
+        self._shelf.put(job.id, document, job.tenant, keep_s=self._desk.settings.keep_s)
+
+    def _told(self, exchange: Exchange, name: str) -> dict[str, Any]:
+        """What is known of a tenant's job, whichever replica runs it.
+
+        Raises:
+            ApiError: 404, there is none of this name, or it is another's, or it has expired.
+        """
+        found = self._shelf.get(exchange.tenant, name)
+        if found is None:
             raise ApiError(404, "no such reading; it may have expired", "reading_not_found")
-        return job
-
-    def _sweep(self) -> None:
-        """Forget what ended long ago."""
-        oldest = time.time() - self._desk.settings.keep_s
-        for job in list(self._jobs.values()):
-            if job.ended is not None and job.ended < oldest:
-                del self._jobs[job.id]
-
-
-async def _cancel(job: Job) -> None:
-    if job.task is not None and not job.task.done():
-        job.task.cancel()
-        await asyncio.wait([job.task])
+        told: dict[str, Any] = found["told"]
+        if told["status"] in _UNDER_WAY and time.time() - found["beat"] > _GONE_S:
+            gone = ApiError(503, "the server that read it is gone; ask once more", "server_gone")
+            return {**told, "status": "failed", **gone.to_dict()}
+        return told
 
 
 def _note(job: Job, event: Progress) -> None:

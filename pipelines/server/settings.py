@@ -6,6 +6,7 @@ Sizes are told in the unit of their name; who is over a limit gets the status in
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from encoders.errors import InvalidOption
 
@@ -37,6 +38,8 @@ class Settings:
         stalled_s: without any event while requests run, after which the server is not ready.
         keep_s: how long uploaded files and finished readings are kept.
         max_new_tokens: of an answer whose request names no limit.
+        folder: where uploads and readings lie; replicas that share it see each other's. A temporary
+            one of this server's own if None.
         media_hosts: hosts from which media may be fetched; none by default (400).
     """
 
@@ -60,6 +63,7 @@ class Settings:
     stalled_s: float = 60.0
     keep_s: float = 3600.0
     max_new_tokens: int = 256
+    folder: Path | None = None
     media_hosts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -68,7 +72,7 @@ class Settings:
             if item.name in ("max_running", "max_waiting"):
                 if value < 0:
                     raise InvalidOption(f"{item.name} is {value}; it must not be negative")
-            elif item.name != "media_hosts" and not value > 0:
+            elif item.name not in ("folder", "media_hosts") and not value > 0:
                 raise InvalidOption(f"{item.name} is {value}; it must be more than 0")
 
     def fitted(self, slots: int) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_the_official_client_uploads_lists_gets_and_deletes():
 
 def test_files_expire_and_take_no_more_room_than_allowed(tmp_path: Path):
     now = [1000.0]
-    store = Store(Settings(keep_s=10, max_stored_mib=0.001), clock=lambda: now[0])
+    store = Store(tmp_path, Settings(keep_s=10, max_stored_mib=0.001), clock=lambda: now[0])
 
     def add(size: int, tenant: str = "a", keep_s: float | None = None) -> Any:
         return store.add(io.BytesIO(bytes(size)), tenant, "x", purpose="vision", keep_s=keep_s)
@@ -56,13 +57,32 @@ def test_files_expire_and_take_no_more_room_than_allowed(tmp_path: Path):
     now[0] += 5
     with pytest.raises(ApiError, match="no such file"):
         store.get("a", soon.id)
-    assert not soon.path.exists()
     assert store.get("a", first.id) == first
     now[0] += 5
     assert store.of("a") == []
-    assert not first.path.exists()
-    assert not capped.path.exists()
-    store.close()
+    with pytest.raises(ApiError, match="no such file"):
+        store.get("a", capped.id)
+    store.sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replicas_that_share_a_folder_see_the_same_files(tmp_path: Path):
+    folder = tmp_path / "shared"
+    one, other = (Store(folder, Settings()) for _ in range(2))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # nobody else on the machine may look
+    mine = one.add(io.BytesIO(b"abc"), "a", "x", purpose="vision", keep_s=None)
+    assert other.get("a", mine.id) == mine
+    assert other.path("a", mine.id).read_bytes() == b"abc"
+    other.delete("a", mine.id)
+    assert one.of("a") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "file-", "file-" + "z" * 24, "reading-" + "0" * 24]
+)
+def test_a_name_is_never_a_path(tmp_path: Path, name: str):
+    with pytest.raises(ApiError, match="no such file"):
+        Store(tmp_path / "shelf", Settings()).get("a", name)
 
 
 def test_names_of_files_reach_no_log_and_no_error(caplog: pytest.LogCaptureFixture):

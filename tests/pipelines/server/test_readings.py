@@ -90,6 +90,7 @@ def test_a_job_tells_its_progress_its_result_and_its_page(archive: Path):
         assert http.get(where).json()["reading"] is None
         early = http.get(f"{where}/html")
         assert (early.status_code, early.json()["error"]["code"]) == (409, "not_completed")
+        assert http.delete(where).status_code == 409
         backend.gate.set()
         done = wait_until(
             lambda: (got := http.get(where).json())["status"] == "completed" and got, "it is done"
@@ -100,6 +101,7 @@ def test_a_job_tells_its_progress_its_result_and_its_page(archive: Path):
         assert [f["name"] for f in done["reading"]["findings"]] == ["nodule"]
         assert "nodule" in http.get(f"{where}/html").text
         assert http.delete(where).json()["deleted"]
+        assert http.get(f"{where}/html").status_code == 404
         assert http.get(where).status_code == 404
 
 
@@ -158,3 +160,35 @@ def test_what_cannot_be_read_is_told_with_its_cause(archive: Path, tmp_path: Pat
             lambda: (got := http.get(f"/v1/readings/{job['id']}").json())["error"] and got, "failed"
         )
         assert (failed["status"], failed["error"]["code"]) == ("failed", "burned_in_text")
+
+
+def test_any_replica_that_shares_the_folder_tells_of_a_job_and_cancels_it(
+    archive: Path, tmp_path: Path
+):
+    shared = Settings(folder=tmp_path / "shared")
+    backend = Reader(is_open=False)
+    with serving(backend, shared) as reads, serving(Reader(), shared) as other:
+        here, there = reads.http(), other.http()
+        body = {"study": upload(other, archive), "report": REPORT, "background": True}
+        first = f"/v1/readings/{here.post('/v1/readings', json=body).json()['id']}"
+        second = f"/v1/readings/{here.post('/v1/readings', json=body).json()['id']}"
+        assert there.get(first).json()["status"] in ("queued", "in_progress")
+        there.post(f"{second}/cancel")
+        wait_until(lambda: there.get(second).json()["status"] == "cancelled", "it is cancelled")
+        backend.gate.set()
+        wait_until(lambda: there.get(first).json()["status"] == "completed", "it is done")
+        assert "nodule" in there.get(f"{first}/html").text
+
+
+def test_a_job_whose_server_is_gone_is_told_as_failed(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shared = Settings(folder=tmp_path / "shared")
+    backend = Reader(is_open=False)
+    with serving(backend, shared) as reads, serving(Reader(), shared) as other:
+        body = {"study": upload(reads, archive), "background": True}
+        name = reads.http().post("/v1/readings", json=body).json()["id"]
+        monkeypatch.setattr("pipelines.server.readings._GONE_S", -1.0)  # no beat is late enough
+        told = other.http().get(f"/v1/readings/{name}").json()
+        assert (told["status"], told["error"]["code"]) == ("failed", "server_gone")
+        backend.gate.set()
