@@ -18,6 +18,18 @@ import typer
 
 from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
 from pipelines import pacs, space
+from pipelines.options import (
+    AllowBurnedIn,
+    AsJson,
+    Batch,
+    Device,
+    Lenient,
+    Manifest,
+    Model,
+    Series,
+    Sparsity,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from encoders.dicom import Series as DicomSeries
@@ -34,50 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reads a CT study together with its report, typed or dictated. Not a medical device.",
 )
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder or Hub id of a composite or of a checkpoint of transformers, or"
-        " http(s)://…/v1; without it the shipped demo."
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
-Sparsity = Annotated[
-    float | None, typer.Option(min=0.0, max=0.9, help="Share of MLP neurons left out per token.")
-]
-AllowBurnedIn = Annotated[
-    bool,
-    typer.Option(
-        "--allow-burned-in", help="Read pictures that may show patient data as text; look first."
-    ),
-]
-Batch = Annotated[
-    Path | None,
-    typer.Option(
-        help="Read every sub-folder, zip and tar of this folder, each with its report.txt; --out is"
-        " then a file that gets a JSON line each. Run again, it goes on where it was."
-    ),
-]
-Manifest = Annotated[
-    Path | None, typer.Option(help="CSV that names the studies of --batch and their reports.")
-]
-Series = Annotated[
-    str | None,
-    typer.Option(help="Another series than the default: its number in crossread info, key or UID."),
-]
-Lenient = Annotated[
-    bool, typer.Option("--lenient", help="Also files without preamble or meta header.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Studies of --batch read at once; without it 4, or 1 where the model runs requests"
-        " one by one.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 app.add_typer(pacs.app, name="pacs")
 app.add_typer(space.app, name="space")
@@ -349,6 +317,14 @@ def serve(
         list[str] | None,
         typer.Option(help="Host from which media may be fetched; may be repeated."),
     ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where uploads and readings lie; replicas must share it.")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Replicas under Ray Serve.")] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many at least.")] = 1,
+    max_replicas: Annotated[
+        int, typer.Option(help="With --ray: how many at most; 0 for --replicas.")
+    ] = 0,
     device: Device = "auto",
     sparsity: Sparsity = None,
 ) -> None:
@@ -364,18 +340,23 @@ def serve(
     _hide_progress()
     settings = Settings(
         max_running=max_running, max_waiting=max_waiting, max_body_mib=max_body_mib,
-        max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s,
+        max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s, folder=folder,
         media_hosts=frozenset(h.lower() for h in media_host or ()),
     )  # fmt: skip
     load = partial(load_backend, model, device=device, sparsity=sparsity)
-    run_server(
-        lambda: BackendProcess(load),
-        settings,
-        Keys.read(keys) if keys else None,
-        host=host,
-        port=port,
-        listening=lambda at: typer.echo(f"listening at http://{host}:{at}/v1", err=True),
-    )
+    known = Keys.read(keys) if keys else None
+    tell = lambda at: typer.echo(f"listening at http://{host}:{at}/v1", err=True)  # noqa: E731
+    if not ray:
+        run_server(
+            lambda: BackendProcess(load), settings, known, host=host, port=port, listening=tell
+        )
+        return
+    from pipelines.server.cluster import run_replicas
+
+    run_replicas(
+        load, settings, known, replicas=(replicas, max_replicas or replicas), host=host, port=port,
+        listening=tell,
+    )  # fmt: skip
 
 
 def _read_key(path: Path | None) -> bytes | None:

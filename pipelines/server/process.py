@@ -48,8 +48,7 @@ def run_server(
         InvalidOption: an open address without keys, or a port that cannot be had.
         CrossReadError: whatever kept the model from being loaded.
     """
-    if keys is None and host not in _LOCAL:
-        raise InvalidOption(f"listening at {host} lets others in: give --keys, or use 127.0.0.1")
+    check_host(host, keys)
     life = Life(load, settings, keys)
     with _bound(host, port) as listener:
         server = _Server(life)
@@ -57,6 +56,16 @@ def run_server(
         server.run(sockets=[listener])
     if life.failure is not None:
         raise life.failure
+
+
+def check_host(host: str, keys: Keys | None) -> None:
+    """Refuse to let in everybody from everywhere.
+
+    Raises:
+        InvalidOption: an address that others reach, without keys.
+    """
+    if keys is None and host not in _LOCAL:
+        raise InvalidOption(f"listening at {host} lets others in: give --keys, or use 127.0.0.1")
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -69,6 +71,21 @@ class Gated(FakeBackend):
         finally:
             with self._lock:
                 self.ended += 1
+
+
+def gated_by(gate: Path) -> Gated:
+    """A backend that is made in another process and opens when a file appears.
+
+    Every word of its answers is the id of that process's parent, the server.
+    """
+    backend = Gated(word=f"{os.getppid()} ")
+
+    def watch() -> None:
+        wait_until(gate.exists, "the gate opens")
+        backend.open()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return backend
 
 
 @dataclass

@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from pathlib import Path
 
 from pipelines.server.process import run_server
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import Gated, wait_until
+from tests.pipelines.server.running import gated_by
 
 
 def main(gate: str, limits: str = "{}") -> None:
-    backend = Gated()
-
-    def watch() -> None:
-        wait_until(Path(gate).exists, "the gate opens")
-        backend.open()
-
-    threading.Thread(target=watch, daemon=True).start()
 
     def tell(port: int) -> None:
         sys.stdout.write(f"{port}\n")
         sys.stdout.flush()
 
-    run_server(lambda: backend, Settings(**json.loads(limits)), port=0, listening=tell)
+    run_server(lambda: gated_by(Path(gate)), Settings(**json.loads(limits)), port=0, listening=tell)
 
 
 if __name__ == "__main__":
