@@ -221,7 +221,13 @@ class LocalBackend:
     def load(self) -> Load:
         """How busy this backend is now."""
         load = self.engine.load()
-        return replace(load, counters={**load.counters, **vars(self._encoder.counters)})
+        tallies = [mlp.tally for mlp in sparse_mlps(self.model)]
+        neurons = {
+            "mlp_neurons": sum(tally.neurons for tally in tallies),
+            "mlp_neurons_run": sum(tally.run for tally in tallies),
+        }
+        counters = {**load.counters, **vars(self._encoder.counters), **neurons}
+        return replace(load, counters=counters)
 
     def diagnose(self) -> Diagnosis:
         """What the engine chose on this machine, and why; runs a few steps to see."""

@@ -77,8 +77,10 @@ class MlpFlops:
 
 @dataclass
 class Tally:
-    """Where the multiply-adds of an MLP and of its copies are counted, if they are."""
+    """What an MLP and its copies count: neurons, those that ran, and multiply-adds while asked for."""
 
+    neurons: int = 0
+    run: int = 0
     flops: MlpFlops | None = None
 
 
@@ -149,16 +151,19 @@ class SparseMLP(nn.Module):
         return self._down_t[1]
 
     def _count(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        hidden, neurons = x.shape[-1], self.gate_proj.out_features
+        rows = x.numel() // hidden
+        run = rows * neurons if mask is None else int(mask.sum())
+        self.tally.neurons += rows * neurons
+        self.tally.run += run
         flops = self.tally.flops
         if flops is None:
             return
-        hidden, neurons = x.shape[-1], self.gate_proj.out_features
-        rows = x.numel() // hidden
         dense = 3 * rows * hidden * neurons
         if rows > self.dense_above:
             flops.prefill += dense
             return
-        done = dense if mask is None else rows * hidden * neurons + 2 * hidden * int(mask.sum())
+        done = dense if mask is None else rows * hidden * neurons + 2 * hidden * run
         flops.decode_dense += dense
         flops.decode_executed += done
 
