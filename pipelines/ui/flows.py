@@ -107,6 +107,11 @@ def review(room: Room, backend: Backend, report: str) -> Iterator[dict[str, Any]
     yield done(room)
 
 
+def waiting() -> dict[str, Any]:
+    """What is shown until it is this review's turn."""
+    return {"state": "running", "step": asdict(Step("waiting")), "findings": [], "points": []}
+
+
 def done(room: Room) -> dict[str, Any]:
     """A finished reading with what was asked and decided since."""
     assert room.reading is not None

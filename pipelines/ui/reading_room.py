@@ -215,7 +215,8 @@ def _connect_review(rooms: Rooms, backend: Backend, buttons: Any, boxes: Any, sh
             room.decisions[int(data["number"])] = data["decision"]
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    start.click(reviewed, list(boxes), [reading, after], **quiet)
+    begun = start.click(flows.waiting, None, reading, queue=False, **quiet)
+    begun.then(reviewed, list(boxes), [reading, after], **quiet)
     stop.click(stopped, None, None, queue=False, **quiet)
     reading.decide(decided, None, None, queue=False, **quiet)
 

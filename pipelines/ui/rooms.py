@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from pipelines.dictation import Listening
     from pipelines.evidence import Decision, Reading
 
-MAX_ROOMS = 8  # volumes are large; the tab used longest ago must open its study again
+MAX_ROOMS, MAX_HELD_BYTES = (
+    64,
+    2**32,
+)  # beyond it the tab used longest ago must open its study again
 MAX_THUMBNAILS = 40
 _THUMBNAIL = 72  # pixels
 
@@ -180,6 +183,11 @@ class Room:
             files.append(Path(shutil.make_archive(str(folder / "reading_dicom"), "zip", place)))
         return files
 
+    @property
+    def num_bytes(self) -> int:
+        """What its voxels take."""
+        return self.volume.voxels.nbytes if self.volume else 0
+
     def close(self) -> None:
         """Stop the work and give everything back."""
         self.stopped.set()
@@ -220,9 +228,10 @@ class Rooms:
 
     def _too_old(self) -> Iterator[Room]:
         now = time.monotonic()
-        while self._rooms:
+        while len(self._rooms) > 1:
             session, (room, used) = next(iter(self._rooms.items()))
-            if now - used <= KEEP_S and len(self._rooms) <= MAX_ROOMS:
+            held = sum(one.num_bytes for one, _ in self._rooms.values())
+            if now - used <= KEEP_S and len(self._rooms) <= MAX_ROOMS and held <= MAX_HELD_BYTES:
                 return
             del self._rooms[session]
             yield room

@@ -77,6 +77,7 @@ _READING_ROOM = {
     "review": ("Review", "审阅"),
     "stop": ("Stop", "停止"),
     "was_stopped": ("Stopped. What was found so far:", "已停止。目前的发现："),
+    "stage_waiting": ("Waiting for its turn", "排队等候"),
     "stage_read": ("Reading the files", "读取文件"),
     "stage_look": ("Looking at the images", "查看影像"),
     "stage_findings": ("Asking for findings", "询问所见"),

@@ -17,6 +17,7 @@ import pytest
 from multimodal.backends import DEMO
 from pipelines.ui.viewer import PREFIX
 from pipelines.ui.words import TABLE
+from tests.makers import write_sr
 
 STUDY = DEMO / "sample" / "study"
 VIEWER = "document.querySelector('.cr-viewer')?.viewer"
@@ -172,6 +173,23 @@ def test_a_dropped_folder_and_chosen_files_open_and_nobody_is_named_unasked(page
     page.get_by_text("Phantom^Generated").wait_for()
     press(page, "hide_identifiers")
     page.get_by_text("Phantom^Generated").wait_for(state="detached")
+
+
+def test_the_studys_own_report_is_taken_and_what_is_no_study_gets_help(page: Any, tmp_path: Path):
+    upload = page.locator("#study-files input[type=file]")
+    upload.wait_for(state="attached")
+    write_sr(tmp_path / "report.dcm", "There is a left pleural effusion.")
+    upload.set_input_files([*sorted(STUDY.iterdir())[:20], tmp_path / "report.dcm"])
+    shows(page, 20)
+    press(page, "own_report")
+    report = page.get_by_placeholder(TABLE["paste_report"][0])
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some((t) => /effusion/.test(t.value))"
+    )
+    assert "There is a left pleural effusion." in report.input_value()
+    (tmp_path / "notes.txt").write_text("hello")
+    upload.set_input_files(tmp_path / "notes.txt")
+    page.get_by_text("no DICOM image found").wait_for()
 
 
 def test_a_closed_tab_gives_its_study_back(open_page: Any, app_url: str):

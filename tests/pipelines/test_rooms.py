@@ -220,7 +220,9 @@ def test_the_studys_own_report_is_offered(room: Room, phantom_series: Path, tmp_
     assert room.describe()["documents"] == ["SR"]
 
 
-def test_tabs_have_rooms_of_their_own_and_the_oldest_makes_room(phantom_series: Path):
+def test_tabs_have_rooms_of_their_own_and_the_oldest_makes_room(
+    phantom_series: Path, monkeypatch: pytest.MonkeyPatch
+):
     rooms = Rooms()
     first = rooms.of("0")
     volume = opened(first, phantom_series)[-1].volume
@@ -230,6 +232,12 @@ def test_tabs_have_rooms_of_their_own_and_the_oldest_makes_room(phantom_series: 
     for n in range(1, MAX_ROOMS + 1):
         rooms.of(str(n))
     assert shelf().get(volume["token"]) is None
+    monkeypatch.setattr("pipelines.ui.rooms.MAX_HELD_BYTES", 1)
+    large = [rooms.of(name) for name in ("large", "larger")]
+    for room in large:
+        opened(room, phantom_series)
+    assert rooms.of("larger") is large[1]
+    assert large[0].volume is None
     assert rooms.of(None) is not rooms.of(None)
 
 

@@ -133,6 +133,7 @@ def test_the_page_may_fetch_nothing_from_elsewhere():
     assert not [f for f in fonts if "google" in f.lower()]
     assert options["max_file_size"] == 2**30
     assert options["run_history"] is False
+    assert options["ssr_mode"] is False
 
 
 @pytest.fixture(scope="module")
