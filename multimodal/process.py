@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import pickle
 import signal
 import threading
 import time
@@ -188,7 +189,13 @@ class BackendProcess:
         """Start the child, listen to it, start it again; runs until `close`."""
         pause_s = 0.0
         while not self._closed.wait(pause_s):
-            came_up = self._run_once()
+            try:
+                came_up = self._run_once()
+            except (pickle.PicklingError, AttributeError, TypeError):
+                self._failure = ModelError(
+                    "what loads the model cannot be sent to another process; give a function of a"
+                    " module, or a functools.partial of one"
+                )
             if self._failure is not None:
                 self._ready.set()
                 return

@@ -19,6 +19,7 @@ from encoders.errors import UnreadableImage
 from multimodal.backends import Backend, Estimate, GenerateOptions, Load, MediaSize
 from multimodal.messages import Message
 from multimodal.process import BackendProcess
+from pipelines.ct_report import provenance
 from pipelines.server.admission import Admission, Ticket
 from pipelines.server.calls import Call, Watched
 from pipelines.server.exchange import Exchange
@@ -49,7 +50,7 @@ class Desk:
         self.capabilities = backend.capabilities()
         self.name = self.capabilities.name
         self.created = int(time.time())
-        self.meters = Meters(self.name)
+        self.meters = Meters(self.name, provenance(backend))
         self._own = None if settings.folder else TemporaryDirectory(prefix="crossread-server-")
         self.folder = settings.folder or Path(self._own.name if self._own else "")
         self.store = Store(self.folder, settings)

@@ -6,7 +6,6 @@ are fetched from allowed hosts only, never from a private network.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 import shutil
@@ -25,6 +24,7 @@ from pipelines.server.storage import Store, no_such_file
 
 Kind = type[Image] | type[Audio] | type[Video] | type[Study]
 _MIB = 2**20
+_PIECE = 2**18  # letters of base64, a multiple of four
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,")
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _SOUNDS = (b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9")
@@ -164,12 +164,13 @@ class Media:
     def _from_base64(self, text: str, where: str) -> Path:
         if len(text) * 3 / 4 > self._settings.max_item_mib * _MIB + 2:
             raise self._too_heavy(where)
+        path = self._fresh()
         try:
-            data = base64.b64decode(text, validate=True)
+            with path.open("wb") as file:  # in pieces, or it would keep everybody waiting for 0.1 s
+                for start in range(0, len(text), _PIECE):
+                    file.write(binascii.a2b_base64(text[start : start + _PIECE], strict_mode=True))
         except (binascii.Error, ValueError):
             raise ApiError(400, f"{where} is not base64", "invalid_value", param=where) from None
-        path = self._fresh()
-        path.write_bytes(data)
         return path
 
     def _fetched(self, url: str, where: str) -> Path:

@@ -6,7 +6,7 @@ No label or value comes from a request's content: no names, no words, no address
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -34,7 +34,7 @@ _KNOWN = {
 }
 _TOTALS = (
     "restarts", "steps", "step_tokens", "step_seconds", "reused_tokens", "encoder_cache_queries",
-    "encoder_cache_hits", "encoder_batches", "encoder_media",
+    "encoder_cache_hits", "encoder_batches", "encoder_media", "mlp_neurons", "mlp_neurons_run",
 )  # fmt: skip
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -45,9 +45,10 @@ class Meters:
 
     Args:
         model: name of the model, the value of the label `model_name`.
+        made_by: more labels of `model_info`: its weights, preprocessing and our version.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, made_by: Mapping[str, str]) -> None:
         disable_created_metrics()  # a second series for every one, which nobody looks at
         self.registry = CollectorRegistry()
         self._model = model
@@ -75,7 +76,9 @@ class Meters:
         self._stopped = counter("cancelled", "Requests stopped before their end.", "where")
         self._engine = _Engine(model)
         self.registry.register(self._engine)
-        self._gauge("model_info", "The model served.", lambda: 1)
+        labels = {"model_name": model, **made_by}
+        info = Gauge("crossread_model_info", "What answers.", tuple(labels), registry=self.registry)
+        info.labels(**labels).set(1)
 
     def watch(self, admission: Admission, places: int) -> None:
         """Tell how many are inside whenever somebody asks."""

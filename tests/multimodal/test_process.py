@@ -166,3 +166,8 @@ def test_a_model_that_cannot_be_loaded_is_told_at_once_and_not_tried_again() -> 
     with pytest.raises(ModelNotFound, match="nowhere"):
         process.wait_ready(WAIT_S)
     assert process.restarts == 0
+
+
+def test_what_cannot_be_sent_to_another_process_is_refused_rather_than_waited_for() -> None:
+    with pytest.raises(ModelError, match="cannot be sent to another process"):
+        BackendProcess(lambda: makers.FakeBackend())

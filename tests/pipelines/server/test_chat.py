@@ -187,6 +187,23 @@ def test_every_kind_of_part_becomes_the_part_of_that_kind(
     assert backend.slices == [1]
 
 
+def test_a_large_medium_arrives_byte_for_byte(server: Running, backend: Keeping):
+    """Base64 is decoded in pieces; the sizes lie around the seams."""
+    kept: list[bytes] = []
+    backend.generate = lambda messages, options=None: (  # type: ignore[method-assign]
+        kept.append(messages[0].parts[0].image.read_bytes()),
+        FakeBackend.generate(backend, messages, options),
+    )[1]
+    buffer = io.BytesIO()
+    PIL.Image.effect_noise((700, 700), 50).save(buffer, "PNG")
+    for extra in range(4):
+        data = buffer.getvalue() + bytes(extra)
+        assert len(data) > 3 * 2**18 / 4
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+        ask(server, [{"type": "image_url", "image_url": {"url": url}}])
+        assert kept[-1] == data
+
+
 def test_nothing_of_a_request_stays_on_disk(server: Running, backend: Keeping):
     ask(
         server,
