@@ -18,6 +18,14 @@ import pytest
 from encoders.dicom.dimse import Peer
 from encoders.dicom.guarded import Access
 
+# pynetdicom drops a socket whose peer is gone without closing it; see the fixture `collected`
+SOCKETS_LEFT_OPEN = [
+    pytest.mark.filterwarnings(text)
+    for text in (
+        "ignore:Exception ignored in. <(socket|ssl):pytest.PytestUnraisableExceptionWarning",
+        "ignore:unclosed <(socket|ssl):ResourceWarning",
+    )
+]
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
@@ -36,6 +44,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def make_certificate(file: Path) -> Path:
+    """A certificate of this machine's loopback address that signs itself, and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    key = file.with_suffix(".key")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
+         str(file), "-days", "2", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with file.open("ab") as both:
+        both.write(key.read_bytes())
+    return file
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.receiver import Rules, Shelf, storage_contexts
 from encoders.dicom.remote import require_keywords
+from encoders.dicom.tls import Tls
 from encoders.errors import InputError, Refused, TimedOut, Unreachable
 
 _PENDING = (0xFF00, 0xFF01)
@@ -38,6 +39,7 @@ class Peer:
     port: int
     our_title: str = "CROSSREAD"
     timeout_s: float = 30.0
+    tls: Tls | None = None
 
     @classmethod
     def parse(cls, text: str) -> Peer:
@@ -151,8 +153,9 @@ def _association(
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = peer.timeout_s
     ae.connection_timeout = peer.timeout_s
     association = ae.associate(
-        peer.host, peer.port, contexts, peer.ae_title, ext_neg=roles, evt_handlers=handlers
-    )
+        peer.host, peer.port, contexts, peer.ae_title, ext_neg=roles, evt_handlers=handlers,
+        tls_args=(peer.tls.client(), peer.host) if peer.tls else None,
+    )  # fmt: skip
     if association.is_rejected:
         raise Refused(f"{peer.ae_title} rejects {peer.our_title}; is it known there?")
     if not association.is_established:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import BaseServer
+from ssl import SSLContext, SSLSocket
 from typing import Any
 
 from pynetdicom import AE, StoragePresentationContexts, evt
@@ -25,6 +26,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from encoders.dicom.header import quiet_pydicom
+from encoders.dicom.tls import Tls
 from encoders.errors import Unreachable
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Rules:
         peers: AE title -> IP address of those who may send; nobody if empty.
         port: 0 for any free one.
         max_bytes: of all that lies in the folder.
+        tls: certificates, if only callers with one of our authority may talk.
         study_timeout_s: a study with nothing new for so long is complete.
     """
 
@@ -53,6 +56,7 @@ class Rules:
     max_bytes: int = 2**35
     max_associations: int = 4
     timeout_s: float = 30.0
+    tls: Tls | None = None
     study_timeout_s: float = 10.0
 
 
@@ -121,6 +125,7 @@ class Receiver:
         contexts = [*storage_contexts(), PresentationContext()]
         contexts[-1].abstract_syntax = Verification
         contexts[-1].transfer_syntax = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]
+        context = rules.tls.server() if rules.tls else None
         try:
             self._server = _Server(
                 ae, (rules.host, rules.port), rules.ae_title, contexts,
@@ -129,6 +134,7 @@ class Receiver:
         except OSError as error:
             raise Unreachable(f"port {rules.port} of {rules.host} can't be listened on") from error
         self._server.rules = rules
+        self._server.tls = context
 
     @property
     def port(self) -> int:
@@ -219,6 +225,16 @@ class _MeteredSocket(AssociationSocket):
 
 
 class _Handler(RequestHandler):
+    def handle(self) -> None:
+        """An association, after TLS is agreed upon; who cannot do that takes no place of one."""
+        if isinstance(self.request, SSLSocket):
+            try:
+                self.request.do_handshake()
+            except OSError:
+                self.request.close()
+                return
+        super().handle()
+
     def _create_association(self) -> Any:
         association = super()._create_association()
         socket: Any = association.dul.socket
@@ -229,7 +245,17 @@ class _Handler(RequestHandler):
 
 class _Server(ThreadedAssociationServer):
     rules: Rules
+    tls: SSLContext | None = None
     daemon_threads = True
+
+    def get_request(self) -> tuple[Any, Any]:
+        """A caller; TLS is agreed upon in its own thread, so that none holds up the others."""
+        caller, address = super().get_request()
+        if self.tls is None:
+            return caller, address
+        caller.settimeout(self.rules.timeout_s)
+        wrapped = self.tls.wrap_socket(caller, server_side=True, do_handshake_on_connect=False)
+        return wrapped, address
 
     def shutdown(self) -> None:
         """As of every socket server; pynetdicom's own looks for it in a list it never joined."""

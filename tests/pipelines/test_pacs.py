@@ -57,6 +57,8 @@ def test_what_cannot_be_done_is_said_in_a_line_and_an_exit_code(run: Any, tmp_pa
         (("find", "http://127.0.0.1/dicom-web", "PatientID"), 3, "NAME=VALUE"),
         (("echo", "nowhere"), 3, "ORTHANC@127.0.0.1:4242"),
         (("fetch", "X@127.0.0.1:1", tmp_path), 2, "--study"),
+        (("echo", "X@127.0.0.1:1", "--tls"), 3, "CROSSREAD_DICOM_TLS_CA"),
+        (("find", "http://127.0.0.1/dicom-web", "--tls"), 2, "says https itself"),
     ):
         code, out, err = run("pacs", *arguments)
         assert (code, out) == (exit_code, "")

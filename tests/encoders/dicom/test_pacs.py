@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import struct
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,23 +26,11 @@ from encoders.features import Source
 from multimodal.backends import Region
 from pipelines import pipeline
 from tests import makers
-from tests.archive import Orthanc, free_port
+from tests.archive import SOCKETS_LEFT_OPEN, Orthanc, free_port
 from tests.makers import FakeBackend
 
-# pynetdicom drops a socket whose peer is gone without closing it (see `_collected` too)
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
-    "ignore:unclosed <socket:ResourceWarning",
-)
+pytestmark = [*SOCKETS_LEFT_OPEN, pytest.mark.usefixtures("collected")]
 LOCAL = {"ORTHANC": "127.0.0.1", "SENDER": "127.0.0.1"}
-
-
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def test_study_stored_in_orthanc_is_found_and_comes_back_with_equal_voxels(

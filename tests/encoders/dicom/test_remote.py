@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from encoders.dicom.framewise import first_part
 from encoders.dicom.guarded import Access, GuardedSession, check_url
 from encoders.dicom.remote import fetch, find, is_url, on_disk, store
 from encoders.errors import BadAnswer, InputError, NotFound, Refused, TimedOut, Unreachable
+from tests.archive import make_certificate
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -309,17 +308,9 @@ def test_token_goes_to_listed_hosts_only(server: Server, tmp_path: Path) -> None
 
 
 def test_tls_is_verified_against_the_given_authority(server: Server, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
-         str(certificate), "-days", "2", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate = make_certificate(tmp_path / "localhost.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate)
 
     class Plain(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
