@@ -97,8 +97,19 @@ class NativeBackend:
     def estimate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
     ) -> Estimate:
-        """What `generate` would take; the tokens of media are a guess, as their processor is not run."""
+        """What `generate` would take; exact for words, a guess where media's processor is not run.
+
+        Raises:
+            ContextOverflow: words and answer do not fit the model's context.
+            InputError: a medium that is missing, a text or a turn that the model refuses.
+        """
+        options = options or GenerateOptions()
         sizes = measure_media(messages)
+        if not sizes:
+            with self._lock:
+                prompt = self.prompter.write(messages, options.choices)
+                most = self._check_length(prompt, options)
+            return Estimate(prompt.tensors["input_ids"].shape[1], most)
         family = self.prompter.family
         letters = sum(len(message.text) for message in messages)
         most = family.num_slices * len(family.ct_profiles)
@@ -106,7 +117,8 @@ class NativeBackend:
         heard = sum(s.seconds for s in sizes if s.modality == "audio")
         tokens = letters // _LETTERS_PER_TOKEN + pictures * _TOKENS_PER_PICTURE
         tokens += int(heard * _TOKENS_PER_SECOND)
-        return Estimate(tokens, self._longest(options or GenerateOptions()), sizes)
+        with self._lock:
+            return Estimate(tokens, self._longest(options), sizes)
 
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
@@ -151,13 +163,15 @@ class NativeBackend:
             ends = self.prompter.tokenizer.eos_token_id
         return frozenset(ends if isinstance(ends, list) else [ends])
 
-    def _check_length(self, prompt: Prompt, options: GenerateOptions) -> None:
+    def _check_length(self, prompt: Prompt, options: GenerateOptions) -> int:
+        """Tokens of the answer at most; refuses what the context cannot hold."""
         length, most = prompt.tensors["input_ids"].shape[1], self._longest(options)
         if length + most > self._max_len:
             raise ContextOverflow(
                 f"the prompt takes {length} tokens and the answer up to {most}, but {self.name}"
                 f" holds {self._max_len}; shorten the text or give fewer pictures"
             )
+        return most
 
     def _longest(self, options: GenerateOptions) -> int:
         """Tokens of the answer at most."""

@@ -308,3 +308,8 @@ def test_an_estimate_opens_no_pixels(
     assert [size.modality for size in told.media] == ["dicom", "image"]
     assert told.new_tokens == 6
     assert told.prompt_tokens > 256
+    words = [user("Is there a nodule?")]
+    exact = backend.prompter.write(words).tensors["input_ids"].shape[1]
+    assert backend.estimate(words, SHORT).prompt_tokens == exact
+    with pytest.raises(ContextOverflow, match="shorten the text"):
+        backend.estimate([user("word " * 9000)], SHORT)
