@@ -16,6 +16,9 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="composite folder, Hub id or http(s)://…/v1")
     options = parser.parse_args()
 
+    if os.environ.get("SPACES_ZERO_GPU"):
+        import spaces  # noqa: F401  # it stands in for the GPU from before torch is imported on
+
     from pipelines.ui import build_app, launch_options
 
     page = build_app(options.model)

@@ -139,7 +139,14 @@ class LocalBackend:
         shared |= {id(t): t for t in self.model.buffers()}
         twin = copy.deepcopy(self.model, shared)
         set_sparsity(twin, share)
-        return LocalBackend(twin, self.processor, self.name, self._novelty, folder=self._folder)
+        return self._over(twin)
+
+    def renewed(self) -> LocalBackend:
+        """The same model with an engine of its own, as a forked process needs it."""
+        return self._over(self.model)
+
+    def _over(self, model: MultimodalForConditionalGeneration) -> LocalBackend:
+        return LocalBackend(model, self.processor, self.name, self._novelty, folder=self._folder)
 
     def capabilities(self) -> Capabilities:
         """What this composite can do."""

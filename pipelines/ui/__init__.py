@@ -22,6 +22,7 @@ from pipelines.ui.uploads import KEEP_S
 from pipelines.ui.viewer import routes
 from pipelines.ui.visitors import all_visitors
 from pipelines.ui.words import languages, say, told_in
+from pipelines.ui.zero import on_zero_gpu
 
 # nothing comes from elsewhere, whatever a model's or a report's words ask the browser to fetch
 _POLICY = (
@@ -68,7 +69,7 @@ def build_app(model: str | Backend | None = None) -> gr.Blocks:
     if model is None and limits.model:
         model = limits.model
     if model is None or isinstance(model, str):
-        backend = load_backend(model, sparsity=limits.sparsity)
+        backend = on_zero_gpu(load_backend(model, sparsity=limits.sparsity))
     else:
         backend = model
     with gr.Blocks(

@@ -201,8 +201,8 @@ _PLAYGROUND = {
         "每个词元略过的 MLP 神经元比例",
     ),
     "sparsity_saves": (
-        "MLP work while answering, as the model counts it",
-        "作答时的 MLP 运算量（模型自计）",
+        "MLP work its gates spare a token, as the model counts",
+        "门控为每个词元省下的 MLP 运算（模型自计）",
     ),
     "example_show": ("A CT study: what does it show?", "一份 CT：显示了什么？"),
     "example_list": ("A CT study: list the findings", "一份 CT：列出所见"),
