@@ -23,7 +23,7 @@ from pipelines.ui.uploads import link, new_place
 from pipelines.ui.words import say, told
 
 CSS = """
-.talk button[aria-label="Share"] { display: none; }  /* it would publish */
+.talk button:is([aria-label="Share"], [aria-label="分享"]) { display: none; }  /* it would publish */
 /* an error is told in the corner; it does not cover what was said, or what was typed */
 .talk, .talk-box { [data-testid="status-tracker"]:has(.error) { display: none !important; } }
 .model-card { font-size: 0.9em; }

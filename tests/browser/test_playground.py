@@ -119,5 +119,7 @@ def test_a_phone_in_chinese_and_the_dark_holds_the_room_without_scrolling_sidewa
     talk = enter(page, 1)
     page.get_by_role("button", name=TABLE["example_hear"][1]).click()
     talk.get_by_text(re.compile("词元/秒")).wait_for()
+    shares = talk.locator("button").filter(has=page.locator('svg path[d^="M23,20a5"]'))
+    assert [share.is_visible() for share in shares.all()] == [False]  # it would publish
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate("document.body.classList.contains('dark')")
