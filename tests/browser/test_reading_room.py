@@ -97,6 +97,78 @@ def test_dragging_changes_the_window_and_measures_in_millimetres(page: Any):
     assert page.evaluate(f"{VIEWER}.window.width") == width
 
 
+def test_a_finger_scrolls_and_two_zoom(open_page: Any, app_url: str):
+    page = open_page(app_url, width=390, height=844)
+    open_sample(page)
+    page.locator(".cr-tool_scroll").click()  # what a touch screen begins with
+    canvas = page.locator(".cr-pane canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def move(kind: str, *points: tuple[float, float]) -> None:
+        places = [
+            {"x": x + right, "y": y + down, "id": i} for i, (right, down) in enumerate(points)
+        ]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    before, zoom = place(page), page.evaluate(f"{VIEWER}.main.zoom")
+    move("touchStart", (0, 0))
+    for down in range(6, 61, 6):
+        move("touchMove", (0, down))
+    move("touchEnd")
+    assert place(page) == before + 10
+    move("touchStart", (-20, 0), (20, 0))
+    for apart in range(22, 42, 2):
+        move("touchMove", (-apart, 0), (apart, 0))
+    move("touchEnd")
+    assert page.evaluate(f"{VIEWER}.main.zoom") == pytest.approx(2 * zoom, rel=0.1)
+    assert place(page) == before + 10
+
+
+def test_a_review_goes_by_keyboard_alone(page: Any):
+    page.get_by_role("button", name=TABLE["load_sample"][0]).wait_for()
+
+    def tab_to(words: str, key: str = "Tab") -> None:
+        for _ in range(90):
+            page.keyboard.press(key)
+            if page.evaluate("document.activeElement.textContent.trim()").startswith(words):
+                return
+        raise AssertionError(f"{words} cannot be reached by {key}")
+
+    tab_to(TABLE["load_sample"][0])
+    page.keyboard.press("Enter")
+    shows(page, 48)
+    tab_to(TABLE["review"][0])
+    page.keyboard.press("Enter")
+    page.locator(".cr-verdict").wait_for()
+    tab_to("Left lung nodule measuring 14 mm.")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{VIEWER}.place === 25")
+    tab_to(TABLE["rejected"][0])
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.evaluate(f"{VIEWER}.main.canvas.focus()")
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("m")
+    for _ in range(10):
+        page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("m")
+    mm = page.evaluate(f"{VIEWER}.main.length({VIEWER}.main.lines[0])")
+    assert mm == pytest.approx(10 * page.evaluate(f"{VIEWER}.main.plane.mm[2]"))
+
+
+def test_everything_that_can_be_pressed_says_what_it_is(page: Any):
+    open_sample(page)
+    review(page)
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('.cr-host :is(button, select, input, canvas, [role=group])')]
+          .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.labels?.length)).map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+
+
 def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(page: Any, tmp_path: Path):
     open_sample(page)
     review(page)

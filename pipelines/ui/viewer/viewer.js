@@ -135,7 +135,7 @@ export class Viewer {
   resize() {
     for (const pane of this.shownPanes) {
       pane.resize();
-      this.redraw(pane);
+      pane.draw(); // at once: a resized canvas is empty
     }
   }
 
