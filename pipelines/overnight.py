@@ -5,6 +5,7 @@ Ties the casebook, the CT report task and the journal together; `crossread read 
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from pipelines.journal import Journal
 
 if TYPE_CHECKING:
     from pipelines.ct_report import CtReportPipeline
-    from pipelines.evidence import Reading
 
 
 _WORKERS = 4  # enough to keep a model busy; each holds a study in memory
@@ -113,7 +113,8 @@ def _settings(task: CtReportPipeline, terms: Terms) -> dict[str, Any]:
     return {"model": name, **provenance(task.backend), **asdict(terms)}
 
 
-def _read(task: CtReportPipeline, entry: Entry, terms: Terms) -> Reading:
+def _read(task: CtReportPipeline, entry: Entry, terms: Terms) -> dict[str, Any]:
+    """A reading in JSON types; one that JSON cannot hold fails here, alone."""
     words = read_report(entry.report_file) if entry.report_file else entry.report
     reading = task(
         entry.study, words, entry.dictation, entry.question or terms.question,
@@ -122,10 +123,10 @@ def _read(task: CtReportPipeline, entry: Entry, terms: Terms) -> Reading:
     )  # fmt: skip
     ours = {file.name for file in (entry.report_file, entry.dictation) if file}
     kept = (w for w in reading.warnings if w.code != "NOT_DICOM" or w.subject not in ours)
-    return replace(reading, warnings=tuple(kept))
+    return json.loads(replace(reading, warnings=tuple(kept)).to_json())
 
 
-def _line(entry: Entry, outcome: Reading | Failed) -> dict[str, Any]:
+def _line(entry: Entry, outcome: dict[str, Any] | Failed) -> dict[str, Any]:
     if isinstance(outcome, Failed):
         return {"case": entry.name, "error": {"type": outcome.error, "message": outcome.message}}
-    return {"case": entry.name, "reading": outcome.to_dict()}
+    return {"case": entry.name, "reading": outcome}

@@ -81,6 +81,16 @@ def test_a_second_run_reads_nothing_again(night: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == before
 
 
+def test_a_reading_that_json_cannot_hold_costs_its_own_line(night: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    nan = FakeBackend(answers={"leave out": "omission: X."}, chances={"leave out": float("nan")})
+    done = read_folder(CtReportPipeline(nan), night, out)
+    by_name = {line["case"]: line for line in lines_of(out)[1:]}
+    assert by_name["alpha"]["error"]["type"] == "ValueError"
+    assert by_name["beta"]["reading"]["agreement"] == "no report"
+    assert done.failed == 3
+
+
 def test_results_of_other_settings_are_not_mixed(night: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     read_folder(CtReportPipeline(FakeBackend()), night, out)
