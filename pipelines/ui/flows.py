@@ -65,7 +65,7 @@ def show_series(room: Room, *, allow_burned_in: bool) -> Iterator[Opened]:
         series = room.let_through(allow_burned_in)
     except BurnedInText:
         room.draw_thumbnails()
-        yield Opened(room.describe())  # the list says so, and a press on the series shows it
+        yield Opened(room.describe(), {"note": "risky"})  # a press on the series shows it
         return
     require_small([Study(series)])
     yield Opened(room.describe(), room.preview())

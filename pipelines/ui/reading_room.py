@@ -102,13 +102,13 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], report: Any) 
     import gradio as gr
 
     files, folder, sample = sources
-    study = outputs[0]
+    study, viewer = outputs[:2]
 
     def shown(room: Room, steps: Iterator[flows.Opened]) -> Iterator[tuple[Any, ...]]:
         kept = (gr.skip(), gr.skip(), gr.skip())
         with errors_as_help():
             for number, step in enumerate(steps):
-                volume = step.volume if step.volume else None if number == 0 else gr.skip()
+                volume = step.volume or gr.skip()
                 cleared: Any = (
                     {},
                     gr.Button(visible=bool(step.study["documents"])),
@@ -140,11 +140,20 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], report: Any) 
             named = {"identifiers": identifiers_of(room.series)} if event._data["shown"] else {}
         return {**room.describe(), **named}
 
+    def failed(request: gr.Request) -> tuple[dict[str, Any], None]:
+        return rooms.of(request.session_hash).describe(), None
+
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    files.upload(given, files, [*outputs, files], **quiet)
-    folder.upload(given, folder, [*outputs, folder], **quiet)
-    sample.click(sampled, None, [*outputs, report], **quiet)
-    study.choose(chosen, None, outputs, **quiet)
+    opened = []
+    for event, act, source, also in (
+        (files.upload, given, files, files), (folder.upload, given, folder, folder),
+        (sample.click, sampled, None, report),
+    ):  # fmt: skip
+        told = event(lambda: {"note": "opening"}, None, viewer, queue=False, **quiet)
+        opened.append(told.then(act, source, [*outputs, also], **quiet))
+    opened.append(study.choose(chosen, None, outputs, **quiet))
+    for event in opened:
+        event.failure(failed, None, [study, viewer], queue=False, **quiet)
     study.reveal(revealed, None, study, **quiet)
 
 
@@ -216,7 +225,8 @@ def _connect_review(rooms: Rooms, backend: Backend, buttons: Any, boxes: Any, sh
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     begun = start.click(flows.waiting, None, reading, queue=False, **quiet)
-    begun.then(reviewed, list(boxes), [reading, after], **quiet)
+    made = begun.then(reviewed, list(boxes), [reading, after], **quiet)
+    made.failure(lambda: {}, None, reading, queue=False, **quiet)
     stop.click(stopped, None, None, queue=False, **quiet)
     reading.decide(decided, None, None, queue=False, **quiet)
 

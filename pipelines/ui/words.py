@@ -174,6 +174,7 @@ _VIEWER = {
     "reset": ("Reset", "复位"),
     "slice": ("slice", "层"),
     "loading": ("loading…", "载入中……"),
+    "opening": ("Reading the study…", "正在读取检查……"),
     "nothing_open": ("No study is open.", "尚未打开检查。"),
     "lost": (
         "The server no longer holds this study; open it again.",

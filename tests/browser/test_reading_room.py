@@ -262,6 +262,10 @@ def test_the_studys_own_report_is_taken_and_what_is_no_study_gets_help(page: Any
     (tmp_path / "notes.txt").write_text("hello")
     upload.set_input_files(tmp_path / "notes.txt")
     page.get_by_text("no DICOM image found").wait_for()
+    page.get_by_text(TABLE["nothing_open"][0]).wait_for()
+    press(page, "review")
+    page.get_by_text("Open a study first").wait_for()
+    page.locator(".cr-progress").wait_for(state="detached")
 
 
 def test_a_closed_tab_gives_its_study_back(open_page: Any, app_url: str):

@@ -110,11 +110,12 @@ def test_pictures_that_may_name_the_patient_are_shown_only_where_asked_for(
         header.BurnedInAnnotation = "YES"
         header.save_as(file)
     steps = opened(room, tmp_path)
-    assert [step.volume for step in steps] == [None, None]
+    assert [step.volume for step in steps] == [None, {"note": "risky"}]
     (series,) = steps[-1].study["series"]
     assert (series["risky"], series["thumbnail"]) == (True, "")
     steps = list(flows.choose_series(room, series["key"], True))
     assert steps[-1].volume is not None
+    assert steps[-1].volume["shape"][0] == 24
     room.choose(series["key"])
     with pytest.raises(BurnedInText, match="nothing was shown"):
         room.let_through(False)

@@ -35,12 +35,12 @@ export class Viewer {
     onLanguage(() => this.translated());
   }
 
-  /** Draw a volume as the server's `describe` tells of it; null for none. */
+  /** Draw a volume as the server's `describe` tells of it; or a {note} instead; null for none. */
   show(info) {
-    if (this.coming?.info.token === info?.token) return;
+    if (info?.token && this.coming?.info.token === info.token) return;
     this.coming?.close();
-    this.coming = info ? new Stack(info, BASE) : null;
-    if (!info) return this.empty();
+    this.coming = info?.token ? new Stack(info, BASE) : null;
+    if (!info?.token) return this.empty(info?.note);
     this.opened = performance.now();
     this.times = { first: null, all: null };
     const stack = this.coming;
@@ -83,10 +83,10 @@ export class Viewer {
     this.arrange(this.wanted ?? (this.stage.clientWidth > 620 ? "all" : ""));
   }
 
-  empty() {
+  empty(why = "nothing_open") {
     this.stack?.close();
     [this.stack, this.panes, this.shownPanes] = [null, [], []];
-    this.tell("nothing_open");
+    this.tell(why);
     this.toolbar.volumeChanged();
   }
 
