@@ -28,6 +28,7 @@ from multimodal.messages import Audio, Image, Message, Study, Text, Video, user
 from multimodal.native import NativeBackend
 from multimodal.native_families import ADAPTERS
 from multimodal.native_loading import load_native
+from tests import makers
 from tests.multimodal.native_zoo import HEARING, SEEING, WATCHING
 from tests.multimodal.native_zoo_more import RELATED
 
@@ -407,3 +408,24 @@ def test_adapters_that_cannot_be_used_are_told(
     monkeypatch.setattr("transformers.utils.is_peft_available", lambda: False)
     with pytest.raises(IncompatibleModel, match=r"brings adapters, .* install peft"):
         load_backend(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("qwen3", ""), ("deepseek_v2", "compresses its keys and values"), ("gemma2", "sliding")],
+)
+def test_any_language_model_is_answered_as_by_transformers(
+    tmp_path: Path, kind: str, why: str
+) -> None:
+    """One that the engine cannot pack runs there one by one, and says why."""
+    makers.save_backbone(kind, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} {% endfor %}<|assistant|>"
+    )
+    backend, turns = load_backend(tmp_path), [user("is there a nodule ?")]
+    assert isinstance(backend, NativeBackend)
+    assert collect(backend.generate(turns, SHORT)).text == reference(backend, turns)
+    told = backend.capabilities().one_by_one
+    assert why in told
+    assert bool(told) == bool(why)
+    backend.close()
