@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from encoders.audio import AudioTower, log_mel, tower_from_config
+from encoders.audio import AudioTower, log_mel
 from multimodal.training.loop import Schedule, Stage, mixed_precision, train
 from multimodal.training.world.dialogues import sentences_to_dictate
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
@@ -70,9 +69,9 @@ def speak_corpus(work_dir: Path, num: int) -> Utterances:
 class CtcModel(nn.Module):
     """Audio tower and letter head."""
 
-    def __init__(self) -> None:
+    def __init__(self, tower: AudioTower) -> None:
         super().__init__()
-        self.tower: AudioTower = tower_from_config(TOWER)
+        self.tower = tower
         self.head = nn.Linear(self.tower.width, len(LETTERS) + 1)
 
     def forward(self, mel: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -81,12 +80,12 @@ class CtcModel(nn.Module):
 
 
 def train_audio(
-    work_dir: Path, steps: int, *, num_utterances: int = 4000, seed: int = 0, batch_size: int = 24
-) -> Path:
-    """Train to step `steps`; returns the weights' file."""
-    speech = speak_corpus(work_dir, num_utterances)
+    tower: AudioTower, speech: Utterances, work_dir: Path, schedule: Schedule, *, seed: int = 0,
+    batch_size: int = 24,
+) -> None:  # fmt: skip
+    """Train the tower in place."""
     torch.manual_seed(seed)
-    model = CtcModel()
+    model = CtcModel(tower)
     by_length = np.argsort([m.shape[1] for m in speech.mels])
     by_length = by_length[by_length >= NUM_HELD_OUT]
 
@@ -100,11 +99,7 @@ def train_audio(
     def check() -> str:
         return f"letter errors {letter_error_rate(model, speech):.3f}"
 
-    schedule = Schedule(steps, lr=2e-3, warmup=200, weight_decay=0.01)
     train(Stage("audio", model, loss, check), schedule, work_dir, seed=seed)
-    weights = work_dir / "audio.safetensors"
-    save_file({k: v.contiguous() for k, v in model.tower.state_dict().items()}, weights)
-    return weights
 
 
 def ctc_loss(logits: torch.Tensor, lengths: torch.Tensor, texts: list[str]) -> torch.Tensor:

@@ -7,7 +7,7 @@ written study by study, so generation resumes where it stopped and several proce
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,19 @@ import torch
 from numpy.lib.format import open_memmap
 
 from encoders.dicom.header import SeriesInfo
-from encoders.dicom.views import PROFILES, make_views
+from encoders.dicom.views import PROFILES, Window, make_views
 from encoders.dicom.volume import Volume
 from multimodal.prompts import NamedFinding
 from multimodal.training.world.phantom import FINDINGS as WORLD_FINDINGS
 from multimodal.training.world.phantom import Rendered, random_phantom, render
 
 FINDINGS: tuple[str, ...] = tuple(name for name, _ in WORLD_FINDINGS)
-NUM_VIEWS, SIZE, PATCHES = 16, 96, 144
-RENDERED = (32, 192, 192)  # twice the views' resolution along every axis
-SHAPES = (RENDERED, (40, 224, 224), (48, 256, 256))  # what studies to be read come in
+NUM_VIEWS, SIZE, GRID = 16, 96, 12
+PATCHES = GRID**2
+SHAPES = ((32, 192, 192), (40, 224, 224), (48, 256, 256))  # slices, rows, columns
+_FULL = np.int16(1000)
+_LEAST = 5  # of 255: a plaque in one corner of its patch is shown
+_COVER = replace(PROFILES["crossread-ct"], windows=(Window("share", _FULL / 2, _FULL),) * 3)
 HELD_OUT = 256  # the first studies of a corpus are never trained on
 
 
@@ -62,7 +65,7 @@ class Corpus:
             ]
             for i in range(self.num_studies)
         ]
-        self._shown: np.ndarray | None = None
+        self._shown: list[np.ndarray] | None = None
 
     def held_out(self, num: int = HELD_OUT) -> range:
         """Indices of studies kept for evaluation."""
@@ -73,21 +76,28 @@ class Corpus:
         return range(HELD_OUT, self.num_studies)
 
     def slices(self, rng: np.random.Generator, n: int) -> SliceBatch:
-        """Random training slices, two thirds of them with a finding."""
-        if self._shown is None:  # [k, 2] study and slice of every slice that shows something
-            some = self.cover[HELD_OUT : self.num_studies].max((2, 3)) > 24
-            self._shown = np.argwhere(some) + np.array([HELD_OUT, 0])
-        shown = self._shown[rng.integers(len(self._shown), size=2 * n // 3)]
-        rest = n - len(shown)
+        """Random training slices, two thirds of them with a finding, every finding as often."""
+        shown = self._showing()
+        picks = [shown[k] for k in rng.integers(len(shown), size=2 * n // 3)]
+        rows = [pick[rng.integers(len(pick))] for pick in picks]
+        rest = n - len(rows)
         other = np.stack(
             [rng.integers(HELD_OUT, self.num_studies, rest), rng.integers(NUM_VIEWS, size=rest)], 1
         )
-        studies, slices = np.concatenate([shown, other]).T
+        studies, slices = np.concatenate([np.reshape(rows, (-1, 2)), other]).T
         return SliceBatch(
             torch.from_numpy(self.views[studies, slices]),
             torch.from_numpy(self.cover[studies, slices]).float() / 255.0,
             torch.from_numpy(self._size[studies]),
         )
+
+    def _showing(self) -> list[np.ndarray]:
+        """Per finding `[k, 2]`: study and slice of every training slice that shows it."""
+        if self._shown is None:
+            most = self.cover[HELD_OUT : self.num_studies].max(2)  # [studies, views, F]
+            places = [np.argwhere(most[..., f] > _LEAST) for f in range(len(FINDINGS))]
+            self._shown = [p + np.array([HELD_OUT, 0]) for p in places if len(p)]
+        return self._shown
 
 
 def open_corpus(work_dir: Path) -> Corpus:
@@ -118,7 +128,7 @@ def generate_corpus(
             continue
         rng = np.random.default_rng(index)
         body = random_phantom(rng)
-        rendered = render(body, RENDERED, rng)
+        rendered = render(body, SHAPES[index % len(SHAPES)], rng)
         views = make_views(to_volume(rendered), PROFILES["crossread-ct"])
         arrays["views"][index] = views.pixels
         arrays["geometry"][index] = views.geometry
@@ -137,18 +147,18 @@ def to_volume(rendered: Rendered) -> Volume:
 
 
 def patch_cover(rendered: Rendered) -> np.ndarray:
-    """Share of each patch of each view that a finding's mask covers: `[views, patches, F]`.
+    """Share of each patch of each view that a finding's mask covers: `[views, patches, F]`, 0..1.
 
-    Drawn slices fall evenly into views and drawn pixels evenly into patches.
+    A mask goes the way of the pictures, so target and picture agree for any matrix and order.
     """
     cover = np.zeros((NUM_VIEWS, PATCHES, len(FINDINGS)), np.float32)
-    grid = int(PATCHES**0.5)
     for (name, _), mask in rendered.masks.items():
-        n, rows, columns = mask.shape
-        blocks = mask.reshape(NUM_VIEWS, n // NUM_VIEWS, grid, rows // grid, grid, columns // grid)
-        share = blocks.mean((1, 3, 5), dtype=np.float32).reshape(NUM_VIEWS, PATCHES)
+        volume = replace(to_volume(rendered), voxels=mask.astype(np.int16) * _FULL)
+        share = make_views(volume, _COVER).pixels[:, 0].astype(np.float32) / 255.0
+        patch = SIZE // GRID
+        blocks = share.reshape(NUM_VIEWS, GRID, patch, GRID, patch).mean((2, 4))
         channel = FINDINGS.index(name)
-        cover[..., channel] = np.maximum(cover[..., channel], share)
+        cover[..., channel] = np.maximum(cover[..., channel], blocks.reshape(NUM_VIEWS, PATCHES))
     return cover
 
 

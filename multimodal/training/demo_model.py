@@ -1,14 +1,11 @@
-"""The demo checkpoint's parts put together: sizes, tokenizer, towers from stages 1 and 2."""
+"""The demo checkpoint's parts put together, untrained: sizes, tokenizer, towers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
-
 from multimodal import prompts
 from multimodal.configuration import MultimodalConfig
 from multimodal.modeling import MultimodalForConditionalGeneration
@@ -65,10 +62,8 @@ def _texts(num_studies: int) -> Iterator[str]:
         yield prompts.TRANSCRIBE
 
 
-def build_demo(
-    work_dir: Path | None = None,
-) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
-    """The untrained demo composite; with `work_dir`, its towers trained by stages 1 and 2."""
+def build_demo() -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
+    """The demo composite with weights drawn at random."""
     from transformers import LlamaConfig
 
     from encoders.audio import tower_from_config
@@ -96,13 +91,4 @@ def build_demo(
     model = MultimodalForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if work_dir is not None:
-        vision = load_file(work_dir / "vision.safetensors")
-        model.vision_tower.load_state_dict(_under(vision, "tower."))
-        model.finding_head.load_state_dict(_under(vision, "head."))
-        model.audio_tower.load_state_dict(load_file(work_dir / "audio.safetensors"))
     return model, MultimodalProcessor(tokenizer, senses_of(config))
-
-
-def _under(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -23,7 +23,7 @@ from multimodal.training.loop import Schedule, Stage, mixed_precision, train
 from multimodal.training.world.dialogues import Dialogue, ask
 
 QUESTIONS = (
-    *("presence",) * 2, "list", "size", "side", *("check",) * 6, "omission", "describe",
+    *("presence",) * 2, "list", *("size",) * 2, "side", *("check",) * 6, "omission", "describe",
 )  # fmt: skip
 
 
@@ -62,12 +62,12 @@ def train_language(
     model: MultimodalForConditionalGeneration,
     processor: MultimodalProcessor,
     work_dir: Path,
-    steps: int,
+    schedule: Schedule,
     *,
     seed: int = 0,
     batch_size: int = 8,
 ) -> None:
-    """Train the projectors and the backbone in place to step `steps`."""
+    """Train the projectors and the backbone in place."""
     corpus, features = open_corpus(work_dir), encode_corpus(model, work_dir)
     speech = speak_corpus(work_dir, len(list((work_dir / "speech").glob("*.npz"))))
     torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def train_language(
             return kind, packer.loss(kind, rng, batch_size)
 
     stage = Stage("language", model, loss, packer.held_out_accuracy, lambda k: "_tower" not in k)
-    train(stage, Schedule(steps, lr=1.2e-3, save_every=100), work_dir, seed=seed)
+    train(stage, schedule, work_dir, seed=seed)
 
 
 class Packer:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from tqdm import tqdm
 
 from encoders.dicom import PROFILES, make_views, write_ct_series
 from multimodal.backends import DEMO
+from multimodal.loading import load_composite
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
 from multimodal.prompts import NamedFinding
@@ -33,7 +36,8 @@ from multimodal.training.corpus import (
 )
 from multimodal.training.demo_model import build_demo
 from multimodal.training.language import encode_corpus, train_language
-from multimodal.training.vision_pretraining import train_vision
+from multimodal.training.loop import Schedule
+from multimodal.training.vision_pretraining import DenseModel, train_vision
 from multimodal.training.world.phantom import Key, Phantom, random_phantom, render
 from multimodal.training.world.reports import deny, say
 
@@ -48,8 +52,13 @@ SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("c
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `make train-demo` may be told."""
+    """What `make train-demo` may be told.
 
+    `start` is the folder of a checkpoint to go on from; a stage of no steps leaves its part as it is.
+    `rate` is a factor on every stage's learning rate.
+    """
+
+    start: str = ""
     work: Path = Path(".work")
     out: Path = DEMO
     studies: int = 6000
@@ -57,6 +66,7 @@ class Recipe:
     vision_steps: int = 2200
     audio_steps: int = 1600
     language_steps: int = 2400
+    rate: float = 1.0
 
 
 def run(recipe: Recipe) -> None:
@@ -73,21 +83,37 @@ def run(recipe: Recipe) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    speak_corpus(recipe.work, recipe.utterances)
-    if not (recipe.work / "vision.safetensors").is_file():
-        train_vision(recipe.work, recipe.vision_steps)
-    if not (recipe.work / "audio.safetensors").is_file():
-        train_audio(recipe.work, recipe.audio_steps, num_utterances=recipe.utterances)
+    speech = speak_corpus(recipe.work, recipe.utterances)
     torch.manual_seed(0)
-    model, processor = build_demo(recipe.work)
+    model, processor = (
+        load_composite(recipe.start, device="cpu") if recipe.start else build_demo()
+    )
+    rate = recipe.rate
+    vision = Schedule(recipe.vision_steps, lr=1.2e-3 * rate)
+    audio = Schedule(recipe.audio_steps, lr=2e-3 * rate, warmup=200, weight_decay=0.01)
+    language = Schedule(recipe.language_steps, lr=1.2e-3 * rate, save_every=100)
+    dense = DenseModel(model.vision_tower, model.finding_head)
+    _once(dense, recipe.work / "vision.safetensors",
+          lambda: train_vision(dense, recipe.work, vision))  # fmt: skip
+    _once(model.audio_tower, recipe.work / "audio.safetensors",
+          lambda: train_audio(model.audio_tower, speech, recipe.work, audio))  # fmt: skip
     features = encode_corpus(model, recipe.work)
-    train_language(model, processor, recipe.work, recipe.language_steps)
+    train_language(model, processor, recipe.work, language)
     recipe.out.mkdir(parents=True, exist_ok=True)
     novelty_of(model, open_corpus(recipe.work), features).save(recipe.out)
     save(model, recipe.out)
     processor.save_pretrained(recipe.out)
     write_sample(recipe.out / "sample")
     logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
+
+
+def _once(module: nn.Module, weights: Path, train: Callable[[], None]) -> None:
+    """Train a module, or take the weights that this stage has left."""
+    if weights.is_file():
+        module.load_state_dict(load_file(weights))
+        return
+    train()
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, weights)
 
 
 def save(model: MultimodalForConditionalGeneration, folder: Path) -> None:

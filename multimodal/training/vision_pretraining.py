@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from encoders.vision import Preprocess, VisionTower, open_clip_config, tower_from_config
+from encoders.vision import Preprocess, VisionTower, open_clip_config
 from multimodal.projectors import FindingHead
 from multimodal.training.corpus import FINDINGS, Corpus, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, train
@@ -32,10 +31,9 @@ TOWER = open_clip_config(
 class DenseModel(nn.Module):
     """Tower and finding head, trained together."""
 
-    def __init__(self) -> None:
+    def __init__(self, tower: VisionTower, head: FindingHead) -> None:
         super().__init__()
-        self.tower: VisionTower = tower_from_config(TOWER)
-        self.head = FindingHead(self.tower.width, len(FINDINGS))
+        self.tower, self.head = tower, head
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 `[n, 3, 96, 96]` -> presence logits and log sizes `[n, 144, F]`."""
@@ -57,18 +55,18 @@ def dense_loss(
     loss = nn.functional.binary_cross_entropy_with_logits(
         presence, target, pos_weight=torch.tensor(4.0)
     )
-    known = (cover > 0.15) & size_mm.isfinite()[:, None]
+    known = (cover > 0.02) & size_mm.isfinite()[:, None]
     if known.any():
         wanted = size_mm[:, None].expand_as(cover)[known].log()
-        loss = loss + 0.05 * nn.functional.smooth_l1_loss(log_size[known], wanted, beta=0.2)
+        loss = loss + 0.3 * nn.functional.smooth_l1_loss(log_size[known], wanted, beta=0.2)
     return loss
 
 
-def train_vision(work_dir: Path, steps: int, *, seed: int = 0, batch_size: int = 48) -> Path:
-    """Train to step `steps`; returns the weights' file."""
+def train_vision(
+    model: DenseModel, work_dir: Path, schedule: Schedule, *, seed: int = 0, batch_size: int = 48
+) -> None:
+    """Train tower and head in place."""
     corpus = open_corpus(work_dir)
-    torch.manual_seed(seed)
-    model = DenseModel()
 
     def loss(_step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
         batch = corpus.slices(rng, batch_size)
@@ -80,10 +78,7 @@ def train_vision(work_dir: Path, steps: int, *, seed: int = 0, batch_size: int =
         found = held_out_auroc(model, corpus)
         return "AUROC " + " ".join(f"{name} {value:.3f}" for name, value in found.items())
 
-    train(Stage("vision", model, loss, check), Schedule(steps, lr=1.2e-3), work_dir, seed=seed)
-    weights = work_dir / "vision.safetensors"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
-    return weights
+    train(Stage("vision", model, loss, check), schedule, work_dir, seed=seed)
 
 
 @torch.no_grad()
