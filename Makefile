@@ -45,7 +45,7 @@ bench: .venv/.installed-dev  ## the project's measurements; each prints JSON
 	$(RUN) -m benchmarks.sparse
 	$(RUN) -m benchmarks.serving
 
-train-demo: .venv/.installed  ## the demo checkpoint from nothing (about two hours on two cores)
+train-demo: .venv/.installed  ## the demo checkpoint from nothing (docs/training.md)
 	$(RUN) -m multimodal.training.recipe
 
 eval-demo: .venv/.installed  ## measure the demo checkpoint and write its model card

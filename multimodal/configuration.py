@@ -24,6 +24,8 @@ class MultimodalConfig(PreTrainedConfig):
         view_size: side of those pictures in pixels.
         findings: [name, has sides] pairs the finding head knows; empty without such a head.
         sparsity: `multimodal.sparse.SparsityConfig` as a dict, None for a dense backbone.
+        choice_temperature: divides the scores of given choices, so that their probabilities come
+            true as often as they say; fitted on studies kept aside (Guo et al. 2017).
     """
 
     model_type = "crossread"
@@ -42,6 +44,7 @@ class MultimodalConfig(PreTrainedConfig):
     view_size: int = 96
     findings: list[Any] | None = None
     sparsity: dict[str, Any] | None = None
+    choice_temperature: float = 1.0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -200,7 +200,8 @@ class LocalBackend:
         usage = Usage(len(ids), 0, num_encoded, timings_s)
         finished = Finished("", "stop", usage, {}, regions, inputs.problems)
         stream = EventStream(lambda: self.engine.cancel(sequence))
-        answer = Answer(stream.put, self._decoder, options, finished)
+        temperature = self.model.config.choice_temperature
+        answer = Answer(stream.put, self._decoder, options, finished, temperature)
         sequence = seq.Sequence(
             options, embeds, content, answer.tell, self._end_ids,
             choices, constraint, asked_s=asked_s,

@@ -82,12 +82,14 @@ class Answer:
     Attributes:
         put: takes the events.
         finished: the last event but for what only the end can tell.
+        choice_temperature: divides the scores of choices, see `MultimodalConfig`.
     """
 
     put: Callable[[Token | Finished | Exception], None]
     tokenizer: Any
     options: GenerateOptions
     finished: Finished
+    choice_temperature: float = 1.0
     asked_s: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -110,7 +112,8 @@ class Answer:
             return not self._stream.stopped
         elif isinstance(outcome, Scored):
             self._first_s = time.perf_counter()
-            weights = torch.tensor(outcome.scores).softmax(0).tolist()
+            scores = torch.tensor(outcome.scores) / self.choice_temperature
+            weights = scores.softmax(0).tolist()
             self._chances = dict(zip(self.options.choices, weights, strict=True))
         else:
             self._end(outcome)

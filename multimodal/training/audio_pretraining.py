@@ -1,12 +1,15 @@
 """Stage 2: the audio tower learns to hear letters (CTC, Graves et al. 2006) in spoken sentences.
 
 The letter head is thrown away; its only purpose is a tower whose frames say what was spoken. In:
-utterances of the generated world. Out: `audio.safetensors`. Resumable as stage 1 is.
+utterances of the generated world. Out: the tower, trained in place. Chinese is heard character by
+character.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +18,14 @@ import torch
 from torch import nn
 
 from encoders.audio import AudioTower, log_mel
-from multimodal.training.loop import Schedule, Stage, mixed_precision, train
+from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.world.dialogues import sentences_to_dictate
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
-from multimodal.training.world.phantom import random_phantom
+from multimodal.training.world.reports import Writer
+from multimodal.training.world.worlds import World
 
-LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789."  # index 0 is CTC's blank
+LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789."
 NUM_HELD_OUT = 200
-TOWER = {
-    "arch": {
-        "d_model": 128, "encoder_layers": 4, "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 384, "num_mel_bins": 80, "max_source_positions": 500, "dropout": 0.0,
-    },
-    "variable_length": True,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,22 +43,44 @@ class Utterances:
         padded = [nn.functional.pad(m, (0, longest - m.shape[1])) for m in mels]
         return torch.stack(padded), lengths, [self.texts[i] for i in indices]
 
+    @property
+    def letters(self) -> str:
+        """Every letter, figure and Chinese character that is spoken, in one fixed order."""
+        spoken = {c for text in self.texts for c in text.lower()}
+        return LETTERS + "".join(sorted(c for c in spoken if "一" <= c <= "鿿"))
 
-def speak_corpus(work_dir: Path, num: int) -> Utterances:
+
+def dictate(
+    world: World, rng: np.random.Generator, number: int, *, held_out: bool
+) -> tuple[str, np.ndarray]:
+    """A sentence of a random study, and its recording; voices come in turn."""
+    truth, vocabulary = world.truth(rng)
+    writer = Writer(truth, rng, vocabulary)
+    text = sentences_to_dictate(writer)
+    voices = (HELD_OUT_VOICES if held_out else VOICES)[writer.language]
+    voice = voices[number % len(voices)]
+    return text, synthesise(text, voice, rng, microphone=vocabulary.rich and rng.random() < 0.7)
+
+
+def speak_corpus(work_dir: Path, world: World, num: int, num_workers: int = 2) -> Utterances:
     """Speak `num` sentences, or read those already spoken."""
     from tqdm import tqdm
 
     folder = work_dir / "speech"
     folder.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(num), desc="utterances", mininterval=10):
+
+    def speak(index: int) -> None:
         file = folder / f"{index}.npz"
         if file.is_file():
-            continue
+            return
         rng = np.random.default_rng((77, index))
-        text = sentences_to_dictate(random_phantom(rng).truth, rng)
-        voices = HELD_OUT_VOICES if index < NUM_HELD_OUT else VOICES
-        speech = synthesise(text, voices[index % len(voices)], rng)
-        np.savez(file, mel=log_mel(speech).numpy().astype(np.float16), text=json.dumps(text))
+        text, speech = dictate(world, rng, index, held_out=index < NUM_HELD_OUT)
+        beside = folder / f"{index}.new.npz"
+        np.savez(beside, mel=log_mel(speech).numpy().astype(np.float16), text=json.dumps(text))
+        beside.replace(file)
+
+    with ThreadPoolExecutor(num_workers) as pool:  # espeak-ng works in processes of its own
+        list(tqdm(pool.map(speak, range(num)), total=num, desc="utterances", mininterval=10))
     loaded = [np.load(folder / f"{i}.npz") for i in range(num)]
     return Utterances([f["mel"] for f in loaded], [json.loads(str(f["text"])) for f in loaded])
 
@@ -69,42 +88,51 @@ def speak_corpus(work_dir: Path, num: int) -> Utterances:
 class CtcModel(nn.Module):
     """Audio tower and letter head."""
 
-    def __init__(self, tower: AudioTower) -> None:
+    def __init__(self, tower: AudioTower, num_letters: int) -> None:
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(self.tower.width, len(LETTERS) + 1)
+        self.head = nn.Linear(self.tower.width, num_letters + 1)
 
     def forward(self, mel: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """`[n, 80, frames]` -> letter logits `[n, ceil(frames / 2), letters + 1]`."""
         return self.head(self.tower(mel, lengths))
 
 
+_Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
+
+
 def train_audio(
-    tower: AudioTower, speech: Utterances, work_dir: Path, schedule: Schedule, *, seed: int = 0,
-    batch_size: int = 24,
-) -> None:  # fmt: skip
+    tower: AudioTower, speech: Utterances, work_dir: Path, schedule: Schedule, *, seed: int = 0
+) -> None:
     """Train the tower in place."""
     torch.manual_seed(seed)
-    model = CtcModel(tower)
+    device, letters = next(tower.parameters()).device, speech.letters
+    model = CtcModel(tower, len(letters)).to(device)
     by_length = np.argsort([m.shape[1] for m in speech.mels])
     by_length = by_length[by_length >= NUM_HELD_OUT]
 
-    def loss(_step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
-        first = rng.integers(0, len(by_length) - batch_size)
-        mel, lengths, texts = speech.batch(by_length[first : first + batch_size])
-        with mixed_precision():
-            logits = model(_masked(mel, rng), lengths)
-        return "ctc", ctc_loss(logits, lengths, texts)
+    def draw(_step: int, rng: np.random.Generator) -> _Batch:
+        first = rng.integers(0, max(len(by_length) - schedule.batch_size, 1))
+        mel, lengths, texts = speech.batch(by_length[first : first + schedule.batch_size])
+        return _masked(mel, rng), lengths, texts
+
+    def loss(batch: _Batch) -> tuple[str, torch.Tensor]:
+        mel, lengths, texts = batch
+        with mixed_precision(device):
+            logits = model(move(mel, device), move(lengths, device))
+        return "ctc", ctc_loss(logits, lengths, texts, letters)
 
     def check() -> str:
         return f"letter errors {letter_error_rate(model, speech):.3f}"
 
-    train(Stage("audio", model, loss, check), schedule, work_dir, seed=seed)
+    train(Stage("audio", model, draw, loss, check), schedule, work_dir, seed=seed)
 
 
-def ctc_loss(logits: torch.Tensor, lengths: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """CTC loss per letter."""
-    targets = [_letters(text) for text in texts]
+def ctc_loss(
+    logits: torch.Tensor, lengths: torch.Tensor, texts: Sequence[str], letters: str
+) -> torch.Tensor:
+    """CTC loss per letter; index 0 is the blank."""
+    targets = [_indices(text, letters) for text in texts]
     return nn.functional.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1),
         torch.tensor([i for t in targets for i in t]),
@@ -118,15 +146,16 @@ def ctc_loss(logits: torch.Tensor, lengths: torch.Tensor, texts: list[str]) -> t
 def letter_error_rate(model: CtcModel, speech: Utterances, num: int = 64) -> float:
     """Edit distance per letter of the greedy CTC reading, on voices never trained on."""
     model.eval()
-    mel, lengths, texts = speech.batch(np.arange(num))
-    best = model(mel, lengths).argmax(-1)
+    device, letters = next(model.parameters()).device, speech.letters
+    mel, lengths, texts = speech.batch(np.arange(min(num, len(speech.texts))))
+    best = model(mel.to(device), lengths.to(device)).argmax(-1).cpu()
     model.train()
     wrong = total = 0
     for row, length, text in zip(best, (lengths + 1) // 2, texts, strict=True):
         merged = torch.unique_consecutive(row[: int(length)])
         heard = [i for i in merged.tolist() if i]
-        wrong += edit_distance(heard, _letters(text))
-        total += len(_letters(text))
+        wrong += edit_distance(heard, _indices(text, letters))
+        total += len(_indices(text, letters))
     return wrong / total
 
 
@@ -137,8 +166,8 @@ def edit_distance(a: list[int] | list[str], b: list[int] | list[str]) -> int:
     return distance(a, b)
 
 
-def _letters(text: str) -> list[int]:
-    return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]
+def _indices(text: str, letters: str) -> list[int]:
+    return [letters.index(c) + 1 for c in text.lower() if c in letters]
 
 
 def _masked(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from multimodal import prompts
 from multimodal.configuration import MultimodalConfig
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import CHAT_TEMPLATE, SPECIAL_TOKENS, MultimodalProcessor, senses_of
 from multimodal.sparse import SparsityConfig
-from multimodal.training import audio_pretraining, vision_pretraining
 from multimodal.training.world.dialogues import TASKS, ask
-from multimodal.training.world.phantom import FINDINGS, random_phantom
+from multimodal.training.world.worlds import World
 
+
+@dataclass(frozen=True)
+class Size:
+    """Widths and depths of the three networks; all at once, the larger ships in 45 MB."""
+
+    tower_width: int
+    tower_layers: int
+    hidden: int
+    layers: int
+
+
+SIZES = {"small": Size(128, 4, 192, 5), "base": Size(256, 6, 384, 8)}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-VOCAB_SIZE = 768
+VOCAB_SIZES = {"phantom": 768, "body": 2048}
 
 
-def build_tokenizer(num_studies: int = 400) -> Any:
-    """A byte-level BPE tokenizer of the generated world's words; digits stay single."""
+def build_tokenizer(world: World, num_studies: int = 400) -> Any:
+    """A byte-level BPE tokenizer of a world's words; digits stay single."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -33,12 +46,12 @@ def build_tokenizer(num_studies: int = 400) -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZES[world.name],
         special_tokens=["<pad>", *ROLES, *SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(num_studies), trainer)
+    tokenizer.train_from_iterator(_texts(world, num_studies), trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -51,40 +64,67 @@ def build_tokenizer(num_studies: int = 400) -> Any:
     return wrapped
 
 
-def _texts(num_studies: int) -> Iterator[str]:
+def _texts(world: World, num_studies: int) -> Iterator[str]:
     for seed in range(num_studies):
         rng = np.random.default_rng((3, seed))
-        truth = random_phantom(rng).truth
+        truth, vocabulary = world.truth(rng)
         for task in TASKS:
-            dialogue = ask(task, truth, rng)
+            dialogue = ask(task, truth, rng, vocabulary)
             if dialogue is not None:
                 yield f"{dialogue.question}\n{dialogue.answer}"
         yield prompts.TRANSCRIBE
 
 
-def build_demo() -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
+def vision_config(size: Size) -> dict[str, Any]:
+    """An open_clip ViT on pictures of 96 x 96 in patches of 8 x 8."""
+    from encoders.vision import Preprocess, open_clip_config
+
+    arch = {
+        "layers": size.tower_layers, "width": size.tower_width, "head_width": 32,
+        "mlp_ratio": 3.0, "patch_size": 8, "image_size": 96,
+    }  # fmt: skip
+    half = (0.5, 0.5, 0.5)
+    return open_clip_config(arch, size.tower_width, Preprocess(96, half, half))
+
+
+def audio_config(size: Size) -> dict[str, Any]:
+    """A Whisper-style encoder of ten seconds."""
+    from encoders.audio import tower_from_config
+
+    arch = {
+        "d_model": size.tower_width, "encoder_layers": size.tower_layers,
+        "encoder_attention_heads": size.tower_width // 32,
+        "encoder_ffn_dim": 3 * size.tower_width, "num_mel_bins": 80,
+        "max_source_positions": 500, "dropout": 0.0,
+    }  # fmt: skip
+    return tower_from_config({"arch": arch, "variable_length": True}).to_dict()
+
+
+def build_demo(
+    world: World, size: str = "small"
+) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
     """The demo composite with weights drawn at random."""
     from transformers import LlamaConfig
 
-    from encoders.audio import tower_from_config
-
-    tokenizer = build_tokenizer()
+    sizes = SIZES[size]
+    tokenizer = build_tokenizer(world)
     convert = tokenizer.convert_tokens_to_ids
     text = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=576, num_hidden_layers=5,
-        num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=2048,
+        vocab_size=len(tokenizer), hidden_size=sizes.hidden,
+        intermediate_size=3 * sizes.hidden, num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.hidden // 32, num_key_value_heads=sizes.hidden // 64, max_position_embeddings=2048,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     config = MultimodalConfig(
         text_config=text.to_dict(),
-        vision_config=vision_pretraining.TOWER,
-        audio_config=tower_from_config(audio_pretraining.TOWER).to_dict(),
+        vision_config=vision_config(sizes),
+        audio_config=audio_config(sizes),
         image_token_id=convert("<image>"),
         region_token_id=convert("<region>"),
         audio_token_id=convert("<audio>"),
         vision_factor=4,
-        findings=list(FINDINGS),
+        findings=list(world.findings),
         sparsity=SparsityConfig().to_dict(),
         tie_word_embeddings=True,
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,107 +24,73 @@ import torch
 from encoders.dicom import Volume, load_volume, write_ct_series
 from multimodal import prompts
 from multimodal.backends import DEMO, Finished, GenerateOptions, Region, collect
+from multimodal.configuration import MultimodalConfig
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
 from multimodal.prompts import NamedFinding
 from multimodal.sparse import counting_flops, set_sparsity
-from multimodal.training.audio_pretraining import edit_distance
-from multimodal.training.corpus import SHAPES
-from multimodal.training.vision_pretraining import auroc
-from multimodal.training.world.dialogues import Dialogue, ask, sentences_to_dictate
-from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
-from multimodal.training.world.phantom import Rendered, random_phantom, render
-from multimodal.training.world.reports import all_keys
+from multimodal.training.audio_pretraining import dictate, edit_distance
+from multimodal.training.card import card_table, write_card
+from multimodal.training.measures import Judged, Judgement, Scores, fit_temperature, mean
+from multimodal.training.probes import hidden_regions, reading_time, strange_studies
+from multimodal.training.world.dialogues import Dialogue, ask
+from multimodal.training.world.mistakes import Faulty, faulty_report
+from multimodal.training.world.reports import Vocabulary, Writer, all_keys
+from multimodal.training.world.worlds import WORLDS, World
 
 logger = logging.getLogger(__name__)
 
 FIRST_SEED = 500_000  # far beyond every corpus
+CALIBRATION_SEED = 400_000  # other studies still: nothing is fitted on what is measured
 VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
+OMISSION = (prompts.NOTHING_OMITTED, "omission")
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
+COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
+Say = Callable[..., Finished]
 
 
 @dataclass(frozen=True)
 class Case:
-    """An unseen study, read back from DICOM, with its truth and its questions."""
+    """An unseen study, read back from DICOM, with its truth, questions and a faulty report.
+
+    `masks` lie in the volume's own order.
+    """
 
     volume: Volume
-    rendered: Rendered
+    masks: dict[tuple[str, str], np.ndarray]
     truth: list[NamedFinding]
+    vocabulary: Vocabulary
     questions: tuple[Dialogue, ...]
+    report: Faulty
 
 
-@dataclass
-class Scores:
-    """What was asked and what came back, gathered over studies."""
-
-    presence: list[tuple[str, bool, float]] = field(default_factory=list)
-    listed: list[tuple[int, int, int]] = field(default_factory=list)  # hits, said, true
-    size_error_mm: list[float] = field(default_factory=list)
-    side: list[bool] = field(default_factory=list)
-    check: list[tuple[str, str, float, bool]] = field(default_factory=list)  # true, said, p, exact
-    omission: list[tuple[bool, float, bool]] = field(default_factory=list)
-    pointed: list[bool] = field(default_factory=list)
-    withheld: list[bool] = field(default_factory=list)
-
-    def summary(self) -> dict[str, float]:
-        """The figures of the model card."""
-        keys = sorted({key for key, _, _ in self.presence})
-        rows = {k: [(t, p) for key, t, p in self.presence if key == k] for k in keys}
-        hits, said, true = (sum(column) for column in zip(*self.listed, strict=True))
-        wrong = [(t, s, exact) for t, s, _, exact in self.check if t != prompts.AGREES]
-        return {
-            "presence balanced accuracy": _mean(_balanced(r) for r in rows.values()),
-            "presence AUROC": _mean(
-                auroc(np.array([p for _, p in r]), np.array([t for t, _ in r]))
-                for r in rows.values()
-            ),
-            "list F1": 2 * hits / max(said + true, 1),
-            "size mean error (mm)": _mean(self.size_error_mm),
-            "side accuracy": _mean(self.side),
-            "check balanced accuracy": _balanced([(t != prompts.AGREES, p) for t, _, p, _ in self.check]),
-            "check error type": _mean(t == s for t, s, _ in wrong),
-            "check correction exact": _mean(exact for _, _, exact in wrong),
-            "omission balanced accuracy": _balanced([(t, p) for t, p, _ in self.omission]),
-            "omission correction exact": _mean(e for t, _, e in self.omission if t),
-            "pointing accuracy": _mean(self.pointed),
-            "withheld as out of range": _mean(self.withheld),
-        }  # fmt: skip
-
-    def per_finding(self) -> dict[str, float]:
-        """Balanced accuracy of presence for every (side, finding)."""
-        keys = sorted({key for key, _, _ in self.presence})
-        return {k: _balanced([(t, p) for key, t, p in self.presence if key == k]) for k in keys}
-
-    def per_mistake(self) -> dict[str, float]:
-        """Share of each planted mistake that was noticed, and of true sentences let stand."""
-        kinds = sorted({t for t, _, _, _ in self.check})
-        return {
-            kind: _mean((p >= 0.5) == (kind != prompts.AGREES) for t, _, p, _ in self.check if t == kind)
-            for kind in kinds
-        }  # fmt: skip
+def world_of(config: MultimodalConfig) -> World:
+    """The world whose findings a checkpoint knows."""
+    return next(w for w in WORLDS.values() if list(w.findings) == list(config.findings or ()))
 
 
-def _mean(values: Any) -> float:
-    listed = [float(v) for v in values]
-    return float(np.nanmean(listed)) if listed else float("nan")
-
-
-def _balanced(rows: Sequence[tuple[bool, float]]) -> float:
-    """Mean of sensitivity and specificity at probability one half."""
-    return _mean(_mean((p >= 0.5) == t for t, p in rows if t == wanted) for wanted in (True, False))
-
-
-def make_case(seed: int) -> Case:
+def make_case(world: World, seed: int, first: int = FIRST_SEED) -> Case:
     """Study `seed`: drawn, written as DICOM CT, read back; its questions drawn from the same seed."""
-    rng = np.random.default_rng((FIRST_SEED, seed))
-    body = random_phantom(rng)
-    rendered = render(body, SHAPES[seed % len(SHAPES)], rng)
+    rng = np.random.default_rng((first, seed))
+    drawn = world.draw(rng, COARSER)
+    voxels, affine = drawn.rendered.voxels, drawn.rendered.affine
+    position = "HFS"
+    if drawn.scan is not None:
+        voxels, affine = drawn.scan.stored(voxels)
+        position = drawn.scan.position
     with tempfile.TemporaryDirectory(prefix="crossread-") as folder:
-        write_ct_series(rendered.voxels, rendered.affine, Path(folder))
+        write_ct_series(voxels, affine, Path(folder), patient_position=position)
         volume = load_volume(Path(folder))
+    turned = bool(np.dot(volume.grid[:3, 0], affine[:3, 0]) < 0)
+    masks = {}
+    for (name, side), mask in drawn.rendered.masks.items():
+        lying = mask if drawn.scan is None else drawn.scan.stored(mask)[0]
+        masks[name, str(side)] = lying[::-1] if turned else lying
     tasks = ("size", "side", *("check",) * 5, "omission")
-    questions = [ask(task, body.truth, rng) for task in tasks]
-    return Case(volume, rendered, body.truth, tuple(q for q in questions if q is not None))
+    asked = (ask(task, drawn.truth, rng, drawn.vocabulary) for task in tasks)
+    report = faulty_report(Writer(drawn.truth, rng, drawn.vocabulary))
+    questions = tuple(q for q in asked if q is not None)
+    return Case(volume, masks, drawn.truth, drawn.vocabulary, questions, report)
 
 
 def blanked(case: Case) -> Case:
@@ -133,77 +99,150 @@ def blanked(case: Case) -> Case:
     return replace(case, volume=replace(case.volume, voxels=air))
 
 
-def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
-    """Ask everything about one study."""
+def talk(backend: LocalBackend, case: Case) -> Say:
+    """A way to ask about one study."""
     study = Study(case.volume)
 
     def say(prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
         options = GenerateOptions(max_new_tokens=96, choices=choices, ground=ground)
         return collect(backend.generate([user(study, prompt)], options))
 
-    novelty = backend.novelty(study)
-    scores.withheld.append(novelty is not None and novelty.out_of_range)
+    return say
+
+
+def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
+    """Ask everything about one study."""
+    say = talk(backend, case)
+    novelty = backend.novelty(Study(case.volume))
+    if novelty is not None:
+        scores.novelty.append(novelty.score / novelty.limit)
     listed = say(prompts.LIST_FINDINGS, ground=True)
     named = {(f.name, f.side) for f in prompts.parse_findings(listed.text)}
     true = {(f.name, f.side) for f in case.truth}
     scores.listed.append((len(named & true), len(named), len(true)))
-    scores.pointed += [_hits(region, case) for region in listed.regions
-                       if (region.finding, region.side) in true]  # fmt: skip
-    for name, side in all_keys():
+    for region in listed.regions:
+        if (region.finding, region.side) in true:
+            on_slice, in_box = _hits(region, case)
+            scores.slices.append(on_slice)
+            scores.boxes.append(in_box)
+    for name, side in all_keys(case.vocabulary):
         yes = say(prompts.ask_presence(name, side), ("yes", "no")).choices["yes"]
         scores.presence.append((f"{side or ''} {name}".strip(), (name, side) in true, yes))
     for question in case.questions:
         _mark(question, say, scores)
+    scores.reports.append(judge_report(case.report, say))
 
 
-def _mark(question: Dialogue, say: Callable[..., Finished], scores: Scores) -> None:
+def _mark(question: Dialogue, say: Say, scores: Scores) -> None:
     if question.task == "size":
         given = prompts.parse_size_mm(say(question.question).text)
         true = prompts.parse_size_mm(question.answer)
         assert true is not None
-        scores.size_error_mm.append(abs(given - true) if given is not None else true)
+        scores.sizes.append((true, given if given is not None else 0.0))
     elif question.task == "side":
         scores.side.append(say(question.question).text == question.answer)
     elif question.task == "check":
-        chances = say(question.question, VERDICTS).choices
-        kind = max(chances, key=lambda k: chances[k])
-        exact = say(question.question).text == question.answer
-        scores.check.append((question.label, kind, 1 - chances[prompts.AGREES], exact))
+        scores.check.append(_judge(question, say))
     elif question.task == "omission":
-        chances = say(question.question, (prompts.NOTHING_OMITTED, "omission")).choices
+        chances = say(question.question, OMISSION).choices
         exact = say(question.question).text == question.answer
         scores.omission.append((question.label == "omission", chances["omission"], exact))
 
 
-def _hits(region: Region, case: Case) -> bool:
-    """Whether the box lies on the finding: right slab of slices, and over its mask there."""
-    masks = {(name, str(side)): mask for (name, side), mask in case.rendered.masks.items()}
-    mask = masks.get((region.finding, str(region.side)))
-    if mask is None or region.source.slice_range is None:
-        return False
-    x0, y0, x1, y1 = (round(v) for v in region.box)
-    start, stop = region.source.slice_range
-    return bool(mask[start:stop, max(y0, 0) : y1, max(x0, 0) : x1].any())
+def _judge(question: Dialogue, say: Say) -> Judged:
+    chances = say(question.question, VERDICTS).choices
+    kind = max(chances, key=lambda k: chances[k])
+    answer = say(question.question).text
+    return Judged(question.label, kind, 1 - chances[prompts.AGREES], answer == question.answer)
 
 
-def dictations(backend: LocalBackend, num: int) -> dict[str, float]:
-    """Word error rate on voices never trained on, and the check of dictated sentences."""
-    errors = words = 0
-    typed_same = []
-    for seed in range(num):
-        rng = np.random.default_rng((FIRST_SEED, 7, seed))
-        truth = random_phantom(rng).truth
-        text = sentences_to_dictate(truth, rng)
-        speech = synthesise(text, HELD_OUT_VOICES[seed % len(HELD_OUT_VOICES)], rng)
-        message = user(Audio(speech, 16000), prompts.TRANSCRIBE)
-        heard = collect(backend.generate([message], GenerateOptions(max_new_tokens=96))).text
-        errors += edit_distance(text.split(), heard.split())
-        words += len(text.split())
-        typed_same.append(text == heard)
-    return {
-        "dictation word error rate": errors / words,
-        "dictation sentences exact": _mean(typed_same),
+def judge_report(report: Faulty, say: Say) -> Judgement:
+    """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out."""
+    said, kept, sure = set(), [], 0.0
+    for number, line in enumerate(report.lines):
+        prompt = prompts.CHECK_SENTENCE.format(sentence=line.text)
+        chances = say(prompt, VERDICTS).choices
+        wrong = 1 - chances[prompts.AGREES]
+        sure = max(sure, wrong)
+        if wrong < 0.5:
+            kept.append(line.text)
+            continue
+        kind = max(prompts.ERROR_TYPES, key=lambda k: chances[k])
+        said.add((str(kind), number))
+        verdict = prompts.parse_verdict(say(prompt).text)
+        if kind != "insertion":
+            kept.append((verdict.correction if verdict else None) or line.text)
+    missing = say(prompts.FIND_OMISSION.format(report=" ".join(kept)), OMISSION).choices["omission"]
+    if missing >= 0.5:
+        said.add(("omission", -1))
+    true = {
+        (str(line.mistake.verdict.error), i) for i, line in enumerate(report.lines) if line.mistake
     }
+    if report.left_out:
+        true.add(("omission", -1))
+    return Judgement(report.wrong, max(sure, missing), frozenset(true), frozenset(said))
+
+
+def _hits(region: Region, case: Case) -> tuple[bool, bool]:
+    """Whether the slice named shows the finding, and whether the box there lies over it."""
+    mask, index = case.masks.get((region.finding, str(region.side))), region.source.slice_index
+    if mask is None or index is None:
+        return False, False
+    x0, y0, x1, y1 = (round(v) for v in region.box)
+    inside = mask[index, max(y0, 0) : y1, max(x0, 0) : x1]
+    return bool(mask[index].any()), bool(inside.any())
+
+
+def dictations(backend: LocalBackend, world: World, num: int) -> dict[str, float]:
+    """Word error rate on voices never trained on, per language; Chinese by character."""
+    errors: dict[str, int] = {}
+    words: dict[str, int] = {}
+    same = []
+    for seed in range(num):
+        text, speech = dictate(
+            world, np.random.default_rng((FIRST_SEED, 7, seed)), seed, held_out=True
+        )
+        heard = hear(backend, speech)
+        chinese = any("一" <= c <= "鿿" for c in text)
+        name = "Chinese character" if chinese else "word"
+        right, given = (list(t) if chinese else t.split() for t in (text, heard))
+        errors[name] = errors.get(name, 0) + edit_distance(right, given)
+        words[name] = words.get(name, 0) + len(right)
+        same.append(text == heard)
+    rates = {
+        f"dictation {name} error rate": errors[name] / words[name]
+        for name in sorted(words, reverse=True)
+    }
+    return rates | {"dictation sentences exact": mean(same)}
+
+
+def hear(backend: LocalBackend, speech: np.ndarray) -> str:
+    """What the model writes down."""
+    message = user(Audio(speech, 16000), prompts.TRANSCRIBE)
+    return collect(backend.generate([message], GenerateOptions(max_new_tokens=96))).text
+
+
+def dictated_checks(backend: LocalBackend, cases: Sequence[Case]) -> dict[str, float]:
+    """The check of sentences as typed and as heard from a voice never trained on."""
+    from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
+
+    typed, dictated = Scores(), Scores()
+    for number, case in enumerate(cases):
+        say, rng = talk(backend, case), np.random.default_rng((FIRST_SEED, 8, number))
+        for question in (q for q in case.questions if q.task == "check" and q.label != "typo"):
+            sentence = question.question.removeprefix(prompts.CHECK_SENTENCE.format(sentence=""))
+            voices = HELD_OUT_VOICES["zh" if any("一" <= c <= "鿿" for c in sentence) else "en"]
+            speech = synthesise(sentence, voices[number % len(voices)], rng)
+            heard = prompts.CHECK_SENTENCE.format(sentence=hear(backend, speech))
+            typed.check.append(_judge(question, say))
+            dictated.check.append(_judge(replace(question, question=heard), say))
+    name = "check balanced accuracy"
+    return {"check, typed": _only(typed, name), "check, dictated": _only(dictated, name)}
+
+
+def _only(scores: Scores, name: str) -> float:
+    scores.listed.append((0, 0, 0))
+    return scores.summary()[name]
 
 
 @torch.inference_mode()
@@ -248,59 +287,60 @@ def sparsity_curve(backend: LocalBackend, cases: Sequence[Case]) -> Iterator[dic
     set_sparsity(model, config["sparsity"])
 
 
+def calibrate(model: Path, num_studies: int = 40) -> float:
+    """Fit the temperature of a checkpoint's choices and write it into its configuration."""
+    backend = LocalBackend.from_pretrained(model, device="cpu")
+    config, world = backend.model.config, world_of(backend.model.config)
+    logs, true = [], []
+    for seed in range(num_studies):
+        case = make_case(world, seed, CALIBRATION_SEED)
+        say, present = talk(backend, case), {(f.name, f.side) for f in case.truth}
+        for name, side in all_keys(case.vocabulary):
+            chances = say(prompts.ask_presence(name, side), ("yes", "no")).choices
+            logs.append(np.log(np.maximum([chances["yes"], chances["no"]], 1e-12)))
+            true.append(0 if (name, side) in present else 1)
+        for question in (q for q in case.questions if q.task == "check"):
+            chances = say(question.question, VERDICTS).choices
+            logs.append(np.log(np.maximum([chances[v] for v in VERDICTS], 1e-12)))
+            true.append(VERDICTS.index(question.label))
+    config.choice_temperature *= fit_temperature(logs, true)
+    config.save_pretrained(model)
+    return config.choice_temperature
+
+
 def evaluate(model: Path, num_studies: int, num_dictations: int) -> dict[str, Any]:
     """Everything the model card tells."""
     from tqdm import tqdm
 
     backend = LocalBackend.from_pretrained(model, device="cpu")
-    seeing, blind = Scores(), Scores()
+    world = world_of(backend.model.config)
+    seeing, blind, shuffled = Scores(), Scores(), Scores()
+    cases = [make_case(world, seed) for seed in range(max(num_studies // 5, 2))]
+    other = cases[-1]
     for seed in tqdm(range(num_studies), desc="studies"):
-        case = make_case(seed)
+        case = cases[seed] if seed < len(cases) else make_case(world, seed)
         examine(backend, case, seeing)
         examine(backend, blanked(case), blind)
-    few = [make_case(seed) for seed in range(max(num_studies // 5, 2))]
+        examine(backend, replace(case, volume=other.volume, masks={}), shuffled)
+        other = case
     return {
         "weights_sha256": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest(),
+        "world": world.name,
         "studies": num_studies,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "seeing": seeing.summary() | dictations(backend, num_dictations),
+        "seeing": seeing.summary() | dictations(backend, world, num_dictations),
         "blanked": blind.summary(),
+        "shuffled": shuffled.summary(),
+        "dictated": dictated_checks(backend, cases),
         "presence per finding": seeing.per_finding(),
-        "check per mistake": seeing.per_mistake(),
-        "sparsity": list(sparsity_curve(backend, few)),
-        "sparsity_studies": len(few),
-    }
-
-
-def card_table(found: dict[str, Any]) -> str:
-    """The numbers as Markdown, for between the card's marks."""
-    lines = ["| | with images | images blanked |", "|---|---|---|"]
-    for name, value in found["seeing"].items():
-        blind = found["blanked"].get(name)
-        lines.append(f"| {name} | {value:.3f} | {'' if blind is None else f'{blind:.3f}'} |")
-    lines += ["", "| presence, balanced accuracy | |", "|---|---|"]
-    lines += [f"| {k} | {v:.3f} |" for k, v in found["presence per finding"].items()]
-    lines += ["", "| sentence | judged rightly |", "|---|---|"]
-    lines += [f"| {k} | {v:.3f} |" for k, v in found["check per mistake"].items()]
-    heads = list(found["sparsity"][0])
-    lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(f"{row[h]:.3f}" for h in heads) + " |" for row in found["sparsity"]]
-    count, few = found["studies"], found["sparsity_studies"]
-    checksum = found["weights_sha256"][:16]
-    lines += ["", f"{count} unseen studies ({few} for the sparsity table), {found['machine']};"
-              f" weights SHA-256 {checksum}…. Made by `make eval-demo`."]  # fmt: skip
-    return "\n".join(lines)
-
-
-def write_card(folder: Path, found: dict[str, Any]) -> None:
-    """Put the numbers between the marks of the model card, and into `evaluation.json`."""
-    (folder / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8")
-    before, _, rest = text.partition("<!-- numbers -->")
-    _, _, after = rest.partition("<!-- end of numbers -->")
-    numbers = f"<!-- numbers -->\n{card_table(found)}\n<!-- end of numbers -->"
-    card.write_text(before + numbers + after, encoding="utf-8")
+        "mistakes": seeing.per_mistake(),
+        "hiding the region": hidden_regions(backend, cases),
+        "out of range": strange_studies(backend, seeing.novelty, Path(
+            os.environ.get("CROSSREAD_SHARED_DATA", "../shared/data"))),
+        "reading": reading_time(backend, world),
+        "sparsity": list(sparsity_curve(backend, cases)),
+        "sparsity_studies": len(cases),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -310,7 +350,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--studies", type=int, default=120)
     parser.add_argument("--dictations", type=int, default=120)
+    parser.add_argument("--calibrate", action="store_true", help="fit the temperature and stop")
     options = parser.parse_args()
+    if options.calibrate:
+        logger.info("the temperature of choices is %.3f", calibrate(options.model))
+        return
     found = evaluate(options.model, options.studies, options.dictations)
     write_card(options.model, found)
     logger.info("\n%s", card_table(found))

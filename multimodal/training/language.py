@@ -1,6 +1,7 @@
 """Stage 3: projectors and language model learn to answer about what the frozen towers see and hear.
 
-Tower features are computed once and kept. A training sequence is one study followed by many
+Tower features are computed once and kept; a last stage may train the vision tower along, its
+pictures encoded anew and its dense targets kept on. A training sequence is one study followed by many
 questions that cannot see each other (a block mask), so each question must look at the images and
 none can copy an earlier answer. The sparse gate is on from the first step.
 """
@@ -19,7 +20,8 @@ from multimodal.processing import AUDIO, IMAGE, REGION, STUDY, STUDY_END, Multim
 from multimodal.prompts import TRANSCRIBE
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, speak_corpus
 from multimodal.training.corpus import NUM_VIEWS, Corpus, open_corpus
-from multimodal.training.loop import Schedule, Stage, mixed_precision, train
+from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
+from multimodal.training.vision_pretraining import dense_loss
 from multimodal.training.world.dialogues import Dialogue, ask
 
 QUESTIONS = (
@@ -29,12 +31,36 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Packed:
-    """Studies with their questions as one batch: ids, labels, positions, mask `[b, 1, l, l]`."""
+    """Studies with their questions as one batch: ids, labels, positions, branches `[b, l]`."""
 
+    studies: list[int]
     ids: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
-    mask: torch.Tensor
+    branch: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is seen of the studies of a batch: features, or pictures with their dense targets."""
+
+    geometry: torch.Tensor
+    features: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+    cover: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Recordings and their words as one batch."""
+
+    mel: torch.Tensor
+    lengths: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor
+
+
+Batch = tuple[Packed, Seen] | Heard
 
 
 def encode_corpus(model: MultimodalForConditionalGeneration, work_dir: Path) -> np.ndarray:
@@ -47,13 +73,14 @@ def encode_corpus(model: MultimodalForConditionalGeneration, work_dir: Path) -> 
     if mark.is_file():
         return np.load(file, mmap_mode="r")
     tower = model.vision_tower.eval()
+    device = next(tower.parameters()).device
     patches = tower.grid[0] * tower.grid[1]
     shape = (corpus.num_studies, NUM_VIEWS, patches, tower.width)
     features = open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
     with torch.inference_mode():
         for i in tqdm(range(corpus.num_studies), desc="encode", mininterval=10):
-            pixels = tower.preprocess.normalise(torch.from_numpy(np.array(corpus.views[i])))
-            features[i] = tower(pixels).half().numpy()
+            pixels = torch.from_numpy(np.array(corpus.views[i])).to(device)
+            features[i] = tower(tower.preprocess.normalise(pixels)).half().cpu().numpy()
     mark.touch()
     return features
 
@@ -64,22 +91,33 @@ def train_language(
     work_dir: Path,
     schedule: Schedule,
     *,
+    together: bool = False,
     seed: int = 0,
-    batch_size: int = 8,
 ) -> None:
-    """Train the projectors and the backbone in place."""
-    corpus, features = open_corpus(work_dir), encode_corpus(model, work_dir)
-    speech = speak_corpus(work_dir, len(list((work_dir / "speech").glob("*.npz"))))
+    """Train the projectors and the backbone in place; `together` the vision tower and head too."""
+    corpus = open_corpus(work_dir)
+    features = None if together else encode_corpus(model, work_dir)
+    num_spoken = len(list((work_dir / "speech").glob("*.npz")))
+    speech = speak_corpus(work_dir, corpus.world, num_spoken)
     torch.manual_seed(seed)
-    trainable(model, lambda name: not name.startswith(("vision_tower", "audio_tower", "finding")))
+    frozen = ("audio_tower",) if together else ("vision_tower", "audio_tower", "finding")
+    trainable(model, lambda name: not name.startswith(frozen))
     packer = Packer(processor, model, corpus, features, speech)
 
-    def loss(step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
-        kind = "speech" if step % 4 == 3 else "study"
-        with mixed_precision():
-            return kind, packer.loss(kind, rng, batch_size)
+    def draw(step: int, rng: np.random.Generator) -> Batch:
+        if step % 4 == 3:
+            return packer.draw_speech(rng, 3 * schedule.batch_size)
+        return packer.draw_studies(rng, schedule.batch_size)
 
-    stage = Stage("language", model, loss, packer.held_out_accuracy, lambda k: "_tower" not in k)
+    def loss(batch: Batch) -> tuple[str, torch.Tensor]:
+        with mixed_precision(model.device):
+            if isinstance(batch, Heard):
+                return "speech", packer.speech_loss(batch)
+            return "study", packer.study_loss(*batch)
+
+    name = "together" if together else "language"
+    kept = (lambda k: "audio_tower" not in k) if together else (lambda k: "_tower" not in k)
+    stage = Stage(name, model, draw, loss, packer.held_out_accuracy, kept)
     train(stage, schedule, work_dir, seed=seed)
 
 
@@ -91,9 +129,10 @@ class Packer:
         processor: MultimodalProcessor,
         model: MultimodalForConditionalGeneration,
         corpus: Corpus,
-        features: np.ndarray,
+        features: np.ndarray | None,
         speech: Utterances,
     ) -> None:
+        """Without `features` the pictures are encoded with every batch."""
         self.processor, self.model, self.corpus = processor, model, corpus
         self.features, self.speech = features, speech
         num = model.config.tokens_per_view
@@ -106,19 +145,27 @@ class Packer:
         """Text as token ids, nothing added."""
         return self.processor.tokenizer.encode(text, add_special_tokens=False)
 
-    def loss(self, kind: str, rng: np.random.Generator, batch_size: int) -> torch.Tensor:
-        """The loss of one random batch of studies or of recordings."""
-        if kind == "speech":
-            return self._speech_loss(rng, 3 * batch_size)
-        indices = rng.choice(self.corpus.training(), batch_size, replace=False)
-        dialogues = []
-        for index in indices:
-            asked = [ask(task, self.corpus.truth[index], rng) for task in QUESTIONS]
-            dialogues.append([d for d in asked if d is not None])
-        packed = self.pack(dialogues)
-        return self.study_logits(indices.tolist(), packed)[1]
+    def draw_studies(self, rng: np.random.Generator, batch_size: int) -> tuple[Packed, Seen]:
+        """Random studies with random questions."""
+        indices = rng.choice(self.corpus.training(), batch_size, replace=False).tolist()
+        return self.pack(indices, [self.questions(i, rng) for i in indices]), self.look(indices)
 
-    def pack(self, dialogues: Sequence[Sequence[Dialogue]]) -> Packed:
+    def questions(self, index: int, rng: np.random.Generator) -> list[Dialogue]:
+        """One of every kind that a study gives ground for."""
+        truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
+        asked = (ask(task, truth, rng, vocabulary) for task in QUESTIONS)
+        return [dialogue for dialogue in asked if dialogue is not None]
+
+    def look(self, indices: Sequence[int]) -> Seen:
+        """What is seen of some studies."""
+        geometry = torch.from_numpy(np.stack([self.corpus.geometry[i] for i in indices]))
+        if self.features is not None:
+            return Seen(geometry, torch.from_numpy(np.stack([self.features[i] for i in indices])))
+        pixels = torch.from_numpy(np.stack([self.corpus.views[i] for i in indices]))
+        cover = torch.from_numpy(np.stack([self.corpus.cover[i] for i in indices]))
+        return Seen(geometry, pixels=pixels, cover=cover)
+
+    def pack(self, indices: Sequence[int], dialogues: Sequence[Sequence[Dialogue]]) -> Packed:
         """One row a study: the shared prefix, then branches that see it and themselves only."""
         rows = []
         for asked in dialogues:
@@ -134,61 +181,77 @@ class Packer:
                 branch += [number] * (len(question) + len(answer))
             rows.append((ids, labels, positions, branch))
         longest = max(len(row[0]) for row in rows)
-        padded = [
+        padded = (
             torch.tensor([row[i] + [fill] * (longest - len(row[0])) for row in rows])
             for i, fill in enumerate((0, -100, 0, -1))
-        ]
-        ids_, labels_, positions_, branch_ = padded
-        order = torch.arange(longest)
-        same = (branch_[:, :, None] == branch_[:, None, :]) | (branch_[:, None, :] == 0)
-        allowed = same & (order[None, :, None] >= order[None, None, :])
-        mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.bfloat16).min)
-        return Packed(ids_, labels_, positions_, mask[:, None])
+        )
+        return Packed(list(indices), *padded)
+
+    def study_loss(self, packed: Packed, seen: Seen) -> torch.Tensor:
+        """The answers' loss, and the patches' where the pictures are encoded anew."""
+        _, loss, features = self.study_logits(packed, seen)
+        if seen.cover is None:
+            return loss
+        presence, log_size = self.model.finding_head(features)
+        cover = move(seen.cover, self.model.device).flatten(0, 1).float() / 255.0
+        unknown = torch.full_like(cover[:, 0], float("nan"))
+        return loss + dense_loss(presence, log_size, cover, unknown)
 
     def study_logits(
-        self, indices: Sequence[int], packed: Packed, blank: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and loss of a packed batch; `blank` replaces the images' features by zeros."""
-        model, width = self.model, self.features.shape[-1]
-        features = torch.from_numpy(
-            self.features[np.sort(indices)][np.argsort(np.argsort(indices))]
-        )
-        geometry = torch.from_numpy(np.stack([self.corpus.geometry[i] for i in indices]))
-        features = features.float() * (0.0 if blank else 1.0)
-        study = torch.arange(len(indices)).repeat_interleave(NUM_VIEWS)
-        views, regions = model.project_images(
-            features.reshape(len(study), -1, width), geometry.flatten(0, 1), study
-        )
-        embeds = model.get_input_embeddings()(packed.ids)
+        self, packed: Packed, seen: Seen, blank: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, loss and features of a batch; `blank` puts zeros in the features' place."""
+        model, device = self.model, self.model.device
+        if seen.features is not None:
+            features = move(seen.features, device).flatten(0, 1).float()
+        else:
+            assert seen.pixels is not None
+            tower = model.vision_tower
+            features = tower(tower.preprocess.normalise(move(seen.pixels, device).flatten(0, 1)))
+        features = features * (0.0 if blank else 1.0)
+        study = torch.arange(len(packed.studies), device=device).repeat_interleave(NUM_VIEWS)
+        geometry = move(seen.geometry, device).flatten(0, 1)
+        views, regions = model.project_images(features, geometry, study)
+        ids = move(packed.ids, device)
+        embeds = model.get_input_embeddings()(ids)
         views, regions = views.to(embeds.dtype), regions.to(embeds.dtype)
-        embeds = model.splice(embeds, packed.ids == model.config.image_token_id, views, "image")
-        embeds = model.splice(embeds, packed.ids == model.config.region_token_id, regions, "region")
+        embeds = model.splice(embeds, ids == model.config.image_token_id, views, "image")
+        embeds = model.splice(embeds, ids == model.config.region_token_id, regions, "region")
         output = model.language_model(
-            inputs_embeds=embeds, attention_mask=packed.mask.to(embeds.dtype),
-            position_ids=packed.positions, labels=packed.labels, use_cache=False,
+            inputs_embeds=embeds, attention_mask=_mask(move(packed.branch, device), embeds.dtype),
+            position_ids=move(packed.positions, device), labels=move(packed.labels, device),
+            use_cache=False,
         )  # fmt: skip
-        return output.logits, output.loss
+        return output.logits, output.loss, features
 
-    def _speech_loss(self, rng: np.random.Generator, n: int) -> torch.Tensor:
+    def draw_speech(self, rng: np.random.Generator, n: int) -> Heard:
+        """Random recordings with their words."""
         indices = rng.integers(NUM_HELD_OUT, len(self.speech.texts), n)
         mel, lengths, texts = self.speech.batch(indices)
-        model = self.model
-        with torch.no_grad():
-            frames = model.encode_audio(mel, lengths)
-        heard = [model.audio_projector(f.float()) for f in frames]
         rows, labels = [], []
-        for sound, text in zip(heard, texts, strict=True):
-            question = self.encode(f"<|user|>{AUDIO * len(sound)}{TRANSCRIBE}") + self.turn
+        for length, text in zip(lengths.tolist(), texts, strict=True):
+            tokens = -(-((length + 1) // 2) // self.model.config.audio_stack)
+            question = self.encode(f"<|user|>{AUDIO * tokens}{TRANSCRIBE}") + self.turn
             answer = self.encode(text) + self.end
             rows.append(question + answer)
             labels.append([-100] * len(question) + answer)
         longest = max(map(len, rows))
         ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
         wanted = torch.tensor([r + [-100] * (longest - len(r)) for r in labels])
+        return Heard(mel, lengths, ids, wanted)
+
+    def speech_loss(self, batch: Heard) -> torch.Tensor:
+        """The words' loss."""
+        model, device = self.model, self.model.device
+        with torch.no_grad():
+            frames = model.encode_audio(move(batch.mel, device), move(batch.lengths, device))
+        heard = torch.cat([model.audio_projector(f.float()) for f in frames])
+        ids = move(batch.ids, device)
         embeds = model.get_input_embeddings()(ids)
-        sound_mask = ids == model.config.audio_token_id
-        embeds = model.splice(embeds, sound_mask, torch.cat(heard).to(embeds.dtype), "audio")
-        return model.language_model(inputs_embeds=embeds, labels=wanted, use_cache=False).loss
+        sound = ids == model.config.audio_token_id
+        embeds = model.splice(embeds, sound, heard.to(embeds.dtype), "audio")
+        labels = move(batch.labels, device)
+        return model.language_model(inputs_embeds=embeds, labels=labels, use_cache=False).loss
 
     @torch.no_grad()
     def held_out_accuracy(self, num: int = 24) -> str:
@@ -196,16 +259,13 @@ class Packer:
         self.model.eval()
         rng = np.random.default_rng(5)
         indices = list(self.corpus.held_out(num))
-        asked = [
-            [d for d in (ask(t, self.corpus.truth[i], rng) for t in QUESTIONS) if d is not None]
-            for i in indices
-        ]
-        packed = self.pack(asked)
+        asked = [self.questions(i, rng) for i in indices]
+        packed, seen = self.pack(indices, asked), self.look(indices)
         report = []
         for blank in (False, True):
-            with mixed_precision():
-                logits, _ = self.study_logits(indices, packed, blank)
-            right = self._right(logits.argmax(-1), packed, asked)
+            with mixed_precision(self.model.device):
+                logits, _, _ = self.study_logits(packed, seen, blank)
+            right = self._right(logits.argmax(-1).cpu(), packed, asked)
             report.append(" ".join(f"{t} {np.mean(v):.2f}" for t, v in sorted(right.items())))
         self.model.train()
         return " | blind ".join(report)
@@ -227,3 +287,12 @@ class Packer:
                     stop += 1
                 right.setdefault(dialogue.task, []).append(bool(good[start:stop].all()))
         return right
+
+
+def _mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Who may look at whom, `[b, 1, l, l]`: back, and never into another question."""
+    order = torch.arange(branch.shape[1], device=branch.device)
+    same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+    allowed = same & (order[None, :, None] >= order[None, None, :])
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=branch.device)
+    return mask.masked_fill(~allowed, torch.finfo(torch.bfloat16).min)[:, None]

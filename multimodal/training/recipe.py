@@ -1,16 +1,18 @@
 """The demo checkpoint from nothing: `make train-demo`, or python -m multimodal.training.recipe.
 
-World -> corpus and speech -> vision -> audio -> language -> novelty -> folder with model,
-processor, sample study and sample report. Every stage resumes from the work folder.
+World -> corpus and speech -> vision -> audio -> language -> together -> range -> folder with model,
+processor, sample study and sample report. Every stage resumes from the work folder after a kill; on
+a machine lent for a short while, `--stages` names those to run there.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +22,33 @@ from torch import nn
 from tqdm import tqdm
 
 from encoders.dicom import PROFILES, make_views, write_ct_series
+from encoders.errors import InvalidOption
 from multimodal.backends import DEMO
 from multimodal.loading import load_composite
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
+from multimodal.processing import MultimodalProcessor
 from multimodal.prompts import NamedFinding
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
 from multimodal.training.corpus import (
     HELD_OUT,
-    SHAPES,
     Corpus,
+    Make,
     generate_corpus,
     open_corpus,
     to_volume,
 )
 from multimodal.training.demo_model import build_demo
-from multimodal.training.language import encode_corpus, train_language
+from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
 from multimodal.training.vision_pretraining import DenseModel, train_vision
 from multimodal.training.world.phantom import Key, Phantom, random_phantom, render
-from multimodal.training.world.reports import deny, say
+from multimodal.training.world.reports import Writer
+from multimodal.training.world.worlds import WORLDS
 
 logger = logging.getLogger(__name__)
 
+STAGES = ("corpus", "speech", "vision", "audio", "language", "together", "save")
 NUM_NOVELTY, NUM_DRAWN = 2000, 900
 NOVELTY_SEED = 700_000  # beyond every corpus
 SAMPLE_SEED = 900_024  # beyond every corpus; of 44 drawn, one whose reading makes a clear example
@@ -54,66 +60,156 @@ SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("c
 class Recipe:
     """What `make train-demo` may be told.
 
-    `start` is the folder of a checkpoint to go on from; a stage of no steps leaves its part as it is.
-    `rate` is a factor on every stage's learning rate.
+    Attributes:
+        work, out: where the stages keep their states, where the checkpoint goes.
+        start: folder of a checkpoint to go on from; empty, everything is drawn anew.
+        stages: which to run, in order; a stage of no steps leaves its part as it is.
+        world, coarser, studies: of the corpus, see `corpus.Make`.
+        size: of the networks, a name in `demo_model.SIZES`.
+        rate: a factor on every stage's learning rate.
+        batch: a factor on every stage's batch size.
+        device: "auto" is a GPU where there is one.
+        num_workers: processes that draw studies, threads that draw batches.
     """
 
-    start: str = ""
     work: Path = Path(".work")
     out: Path = DEMO
+    start: str = ""
+    stages: str = ",".join(STAGES)
+    world: str = "body"
+    coarser: float = 2.5
+    size: str = "small"
     studies: int = 6000
     utterances: int = 4000
-    vision_steps: int = 2200
-    audio_steps: int = 1600
-    language_steps: int = 2400
+    vision_steps: int = 3000
+    audio_steps: int = 2400
+    language_steps: int = 3600
+    together_steps: int = 0
     rate: float = 1.0
+    batch: float = 1.0
+    device: str = "auto"
+    num_workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    def wants(self, stage: str) -> bool:
+        """Whether a stage is among those to run."""
+        return stage in self.stages.split(",")
+
+    def schedule(self, steps: int, lr: float, batch_size: int, save_every: int = 200) -> Schedule:
+        """A stage's schedule on this machine."""
+        return Schedule(
+            steps, self.rate * lr, max(round(self.batch * batch_size), 1),
+            warmup=min(200, max(steps // 10, 1)), save_every=save_every,
+            num_workers=self.num_workers,
+        )  # fmt: skip
 
 
 def run(recipe: Recipe) -> None:
-    """Every stage in order; what is done already is not done again."""
-    workers = [
-        multiprocessing.Process(
-            target=generate_corpus,
-            args=(recipe.work, recipe.studies),
-            kwargs={"worker": i, "num_workers": 2},
-        )
-        for i in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    speech = speak_corpus(recipe.work, recipe.utterances)
-    torch.manual_seed(0)
-    model, processor = (
-        load_composite(recipe.start, device="cpu") if recipe.start else build_demo()
+    """The stages in order; what is done already is not done again.
+
+    Raises:
+        InvalidOption: a stage or world that does not exist.
+    """
+    for given, known in ((recipe.stages.split(","), STAGES), ([recipe.world], tuple(WORLDS))):
+        if unknown := set(given) - set(known):
+            raise InvalidOption(f"{min(unknown)!r} is none of {', '.join(known)}")
+    world = WORLDS[recipe.world]
+    if recipe.wants("corpus"):
+        make = Make(recipe.world, recipe.studies, recipe.coarser)
+        generate_corpus(recipe.work, make, recipe.num_workers)
+    if recipe.wants("speech"):
+        speak_corpus(recipe.work, world, recipe.utterances, recipe.num_workers)
+    rest = [stage for stage in STAGES[2:] if recipe.wants(stage)]
+    if not rest:
+        return
+    model, processor = _at_the_start(recipe)
+    device = (
+        recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
-    rate = recipe.rate
-    vision = Schedule(recipe.vision_steps, lr=1.2e-3 * rate)
-    audio = Schedule(recipe.audio_steps, lr=2e-3 * rate, warmup=200, weight_decay=0.01)
-    language = Schedule(recipe.language_steps, lr=1.2e-3 * rate, save_every=100)
-    dense = DenseModel(model.vision_tower, model.finding_head)
-    _once(dense, recipe.work / "vision.safetensors",
-          lambda: train_vision(dense, recipe.work, vision))  # fmt: skip
-    _once(model.audio_tower, recipe.work / "audio.safetensors",
-          lambda: train_audio(model.audio_tower, speech, recipe.work, audio))  # fmt: skip
-    features = encode_corpus(model, recipe.work)
-    train_language(model, processor, recipe.work, language)
+    model.to(device)
+    for stage in rest:
+        _RUN[stage](recipe, model, processor)
+
+
+def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
+    """The composite as it was before any stage, or as the stages done so far have left it."""
+    torch.manual_seed(0)
+    if recipe.start:
+        model, processor = load_composite(recipe.start, device="cpu")
+    else:
+        model, processor = build_demo(WORLDS[recipe.world], recipe.size)
+    for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
+                       (model, "language"), (model, "together")):  # fmt: skip
+        weights = recipe.work / f"{name}.safetensors"
+        if weights.is_file():
+            part.load_state_dict(load_file(weights), strict=part is not model)
+    return model, processor
+
+
+def _dense(model: MultimodalForConditionalGeneration) -> DenseModel:
+    return DenseModel(model.vision_tower, model.finding_head)
+
+
+def _once(work: Path, name: str, module: nn.Module, train: Callable[[], None]) -> None:
+    """Train a module unless its stage has left weights, and leave them."""
+    weights = work / f"{name}.safetensors"
+    if weights.is_file():
+        return
+    train()
+    state = {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
+    save_file(state, weights)
+
+
+def _vision(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    dense, schedule = _dense(model), recipe.schedule(recipe.vision_steps, 1.2e-3, 48)
+    _once(recipe.work, "vision", dense,
+          lambda: train_vision(dense, processor.tokenizer, recipe.work, schedule))  # fmt: skip
+
+
+def _audio(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    schedule = recipe.schedule(recipe.audio_steps, 2e-3, 24)
+    speech = speak_corpus(recipe.work, WORLDS[recipe.world], recipe.utterances)
+    _once(recipe.work, "audio", model.audio_tower,
+          lambda: train_audio(model.audio_tower, speech, recipe.work, schedule))  # fmt: skip
+
+
+def _language(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    schedule = recipe.schedule(recipe.language_steps, 1.2e-3, 8, save_every=100)
+    _once(recipe.work, "language", model,
+          lambda: train_language(model, processor, recipe.work, schedule))  # fmt: skip
+
+
+def _together(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    schedule = recipe.schedule(recipe.together_steps, 3e-4, 8, save_every=100)
+    _once(recipe.work, "together", model,
+          lambda: train_language(model, processor, recipe.work, schedule, together=True))  # fmt: skip
+
+
+def _save(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
     recipe.out.mkdir(parents=True, exist_ok=True)
-    novelty_of(model, open_corpus(recipe.work), features).save(recipe.out)
+    novelty_of(model.eval(), open_corpus(recipe.work), recipe).save(recipe.out)
     save(model, recipe.out)
     processor.save_pretrained(recipe.out)
     write_sample(recipe.out / "sample")
     logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
 
 
-def _once(module: nn.Module, weights: Path, train: Callable[[], None]) -> None:
-    """Train a module, or take the weights that this stage has left."""
-    if weights.is_file():
-        module.load_state_dict(load_file(weights))
-        return
-    train()
-    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, weights)
+_RUN = {
+    "vision": _vision,
+    "audio": _audio,
+    "language": _language,
+    "together": _together,
+    "save": _save,
+}
 
 
 def save(model: MultimodalForConditionalGeneration, folder: Path) -> None:
@@ -122,28 +218,31 @@ def save(model: MultimodalForConditionalGeneration, folder: Path) -> None:
 
 
 def novelty_of(
-    model: MultimodalForConditionalGeneration, corpus: Corpus, features: np.ndarray
+    model: MultimodalForConditionalGeneration, corpus: Corpus, recipe: Recipe
 ) -> NoveltyModel:
     """The range of studies seen in training and of others drawn finer, as they come to be read.
 
     The limit is set by studies that neither training nor this fit saw.
     """
 
+    @torch.inference_mode()
+    def described(views: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+        pixels = model.vision_tower.preprocess.normalise(torch.from_numpy(views).to(model.device))
+        return describe_study(views, geometry, model.encode_images(pixels))
+
     def seen(index: int) -> np.ndarray:
-        views, geometry = np.array(corpus.views[index]), np.array(corpus.geometry[index])
-        return describe_study(views, geometry, torch.from_numpy(np.array(features[index])))
+        return described(np.array(corpus.views[index]), np.array(corpus.geometry[index]))
 
     def drawn(seed: int) -> np.ndarray:
         rng = np.random.default_rng((NOVELTY_SEED, seed))
-        rendered = render(random_phantom(rng), SHAPES[seed % len(SHAPES)], rng)
+        rendered = corpus.world.draw(rng, rng.uniform(0.6, 1.0) * recipe.coarser).rendered
         views = make_views(to_volume(rendered), PROFILES[model.config.view_profile])
-        pixels = model.vision_tower.preprocess.normalise(torch.from_numpy(views.pixels))
-        with torch.inference_mode():
-            tower_features = model.encode_images(pixels)
-        return describe_study(views.pixels, views.geometry, tower_features)
+        return described(views.pixels, views.geometry)
 
     training = corpus.training()[:NUM_NOVELTY]
-    finer = [drawn(seed) for seed in tqdm(range(NUM_DRAWN), desc="range", mininterval=10)]
+    with ThreadPoolExecutor(recipe.num_workers) as pool:
+        found = pool.map(drawn, range(NUM_DRAWN))
+        finer = list(tqdm(found, total=NUM_DRAWN, desc="range", mininterval=10))
     fitted, kept = finer[: 2 * NUM_DRAWN // 3], finer[2 * NUM_DRAWN // 3 :]
     return fit_novelty(
         np.stack([*map(seen, training), *fitted]),
@@ -163,23 +262,23 @@ def write_sample(folder: Path) -> None:
 
 def _sample_report(body: Phantom) -> Iterator[str]:
     """The nodule on the wrong side, the effusion right, the large heart left out."""
-    rng = np.random.default_rng(SAMPLE_SEED)
+    writer = Writer(body.truth, np.random.default_rng(SAMPLE_SEED))
     nodule = next(f for f in body.truth if f.name == "nodule")
     other = NamedFinding("nodule", "left" if nodule.side == "right" else "right", nodule.size_mm)
-    yield say(other, rng).text
-    yield say(next(f for f in body.truth if f.name == "pleural effusion"), rng).text
-    yield deny("pneumothorax", None, body.truth, rng).text
-    yield deny("consolidation", None, body.truth, rng).text
+    yield writer.say(other).text
+    yield writer.say(next(f for f in body.truth if f.name == "pleural effusion")).text
+    yield writer.deny(("pneumothorax", None), body.truth).text
+    yield writer.deny(("consolidation", None), body.truth).text
 
 
 def main() -> None:
     """Command line of the recipe: one option per field of `Recipe`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__)
-    for field in fields(Recipe):
-        kind = type(field.default)
-        kind = Path if issubclass(kind, Path) else kind
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    parser, usual = argparse.ArgumentParser(description=__doc__), Recipe()
+    for given in fields(Recipe):
+        value = getattr(usual, given.name)
+        kind = Path if isinstance(value, Path) else type(value)
+        parser.add_argument(f"--{given.name.replace('_', '-')}", type=kind, default=value)
     run(Recipe(**vars(parser.parse_args())))
 
 

@@ -1,31 +1,28 @@
-"""Stage 1: the vision tower learns which patch shows which finding, from exact masks.
+"""Stage 1: the ViT learns which patch shows which finding, and which sentence speaks of a slice.
 
-Dense targets first, because study-level labels alone did not ground a small model (docs/log.md).
-In: the corpus of `multimodal.training.corpus`. Out: tower and finding head as safetensors.
-Resumable, as every stage of `multimodal.training.loop`.
+Dense targets from the exact masks, and beside them CLIP's contrast of slices and sentences
+(open_clip's loss); the sentences' own small tower is thrown away. In: a corpus. Out: tower and
+finding head, trained in place.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from encoders.vision import Preprocess, VisionTower, open_clip_config
+from encoders.vision import VisionTower
 from multimodal.projectors import FindingHead
-from multimodal.training.corpus import FINDINGS, Corpus, open_corpus
-from multimodal.training.loop import Schedule, Stage, mixed_precision, train
+from multimodal.training.corpus import Corpus, SliceBatch, open_corpus
+from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
+from multimodal.training.world.reports import Writer
 
-TOWER = open_clip_config(
-    {
-        "layers": 4, "width": 128, "head_width": 32, "mlp_ratio": 3.0,
-        "patch_size": 8, "image_size": 96,
-    },
-    128,
-    Preprocess(96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-)  # fmt: skip
+MAX_WORDS = 64  # tokens of a caption
+CONTRAST = 0.1  # weight of CLIP's loss beside the dense one
 
 
 class DenseModel(nn.Module):
@@ -37,8 +34,41 @@ class DenseModel(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 `[n, 3, 96, 96]` -> presence logits and log sizes `[n, 144, F]`."""
-        features = self.tower(self.tower.preprocess.normalise(pixels))
-        return self.head(features)
+        return self.head(self.features(pixels))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 `[n, 3, 96, 96]` -> tower features `[n, 144, width]`."""
+        return self.tower(self.tower.preprocess.normalise(pixels))
+
+
+class Contrast(nn.Module):
+    """Slices and sentences in one space; only pretraining needs it."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, width, padding_idx=0)
+        self.places = nn.Parameter(0.02 * torch.randn(MAX_WORDS, width))
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, 0.0, batch_first=True, norm_first=True
+        )
+        self.reader = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.from_slice, self.from_text = nn.Linear(width, 64), nn.Linear(width, 64)
+        self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's start, 1 / 0.07
+
+    def forward(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Tower features `[n, patches, width]`, token ids `[n, l]` padded with 0 -> open_clip's loss."""
+        from open_clip.loss import ClipLoss
+
+        empty = words == 0
+        read = self.reader(
+            self.words(words) + self.places[: words.shape[1]], src_key_padding_mask=empty
+        )
+        kept = (~empty).unsqueeze(-1)
+        text = (read * kept).sum(1) / kept.sum(1)
+        normed = nn.functional.normalize
+        image = normed(self.from_slice(features.mean(1)).float(), dim=-1)
+        told = normed(self.from_text(text).float(), dim=-1)
+        return ClipLoss()(image, told, self.log_scale.exp().clamp(max=100.0))
 
 
 def dense_loss(
@@ -53,7 +83,7 @@ def dense_loss(
     """
     target = (16.0 * cover).clamp(max=1.0)  # a plaque covers a corner of its patch and still counts
     loss = nn.functional.binary_cross_entropy_with_logits(
-        presence, target, pos_weight=torch.tensor(4.0)
+        presence, target, pos_weight=torch.tensor(4.0, device=cover.device)
     )
     known = (cover > 0.02) & size_mm.isfinite()[:, None]
     if known.any():
@@ -62,39 +92,73 @@ def dense_loss(
     return loss
 
 
-def train_vision(
-    model: DenseModel, work_dir: Path, schedule: Schedule, *, seed: int = 0, batch_size: int = 48
-) -> None:
-    """Train tower and head in place."""
-    corpus = open_corpus(work_dir)
+@dataclass(frozen=True)
+class _Batch:
+    slices: SliceBatch
+    words: torch.Tensor
 
-    def loss(_step: int, rng: np.random.Generator) -> tuple[str, torch.Tensor]:
-        batch = corpus.slices(rng, batch_size)
-        with mixed_precision():
-            presence, log_size = model(batch.pixels)
-        return "dense", dense_loss(presence.float(), log_size.float(), batch.cover, batch.size_mm)
+
+def train_vision(
+    model: DenseModel, tokenizer: Any, work_dir: Path, schedule: Schedule, *, seed: int = 0
+) -> None:
+    """Train tower and head in place; `tokenizer` reads the captions."""
+    corpus = open_corpus(work_dir)
+    device = next(model.parameters()).device
+    both = nn.ModuleDict({"dense": model, "contrast": Contrast(model.tower.width, len(tokenizer))})
+    both.to(device)
+
+    def draw(_step: int, rng: np.random.Generator) -> _Batch:
+        batch = corpus.slices(rng, schedule.batch_size)
+        return _Batch(batch, _captions(corpus, batch, tokenizer, rng))
+
+    def loss(batch: _Batch) -> tuple[str, torch.Tensor]:
+        slices = batch.slices
+        with mixed_precision(device):
+            features = model.features(move(slices.pixels, device))
+            presence, log_size = model.head(features)
+            contrast = both["contrast"](features, move(batch.words, device))
+        dense = dense_loss(presence.float(), log_size.float(), move(slices.cover, device),
+                           move(slices.size_mm, device))  # fmt: skip
+        return "dense and contrast", dense + CONTRAST * contrast
 
     def check() -> str:
         found = held_out_auroc(model, corpus)
         return "AUROC " + " ".join(f"{name} {value:.3f}" for name, value in found.items())
 
-    train(Stage("vision", model, loss, check), schedule, work_dir, seed=seed)
+    train(Stage("vision", both, draw, loss, check), schedule, work_dir, seed=seed)
+
+
+def _captions(
+    corpus: Corpus, batch: SliceBatch, tokenizer: Any, rng: np.random.Generator
+) -> torch.Tensor:
+    """What each slice shows, said in a random wording: token ids `[n, l]`, padded with 0."""
+    names = [name for name, _ in corpus.world.findings]
+    texts = []
+    for study, cover in zip(batch.studies, batch.cover, strict=True):
+        writer = Writer(corpus.truth[study], rng, corpus.vocabulary[study])
+        shown = {names[i] for i in (cover.amax(0) > 0.02).nonzero().flatten().tolist()}
+        said = [writer.say(f) for f in writer.truth if f.name in shown] or [writer.deny_absent()]
+        texts.append(" ".join(s.text for s in said))
+    ids = [tokenizer.encode(t, add_special_tokens=False)[:MAX_WORDS] for t in texts]
+    longest = max(map(len, ids))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in ids])
 
 
 @torch.no_grad()
 def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 48) -> dict[str, float]:
     """Study-level AUROC per finding (the best patch's logit) on held-out studies."""
     model.eval()
+    device = next(model.parameters()).device
     scores, truths = [], []
     for index in corpus.held_out(num_studies):
-        with mixed_precision():
-            presence, _ = model(torch.from_numpy(np.array(corpus.views[index])))
-        scores.append(presence.float().amax((0, 1)).numpy())
+        with mixed_precision(device):
+            presence, _ = model(torch.from_numpy(np.array(corpus.views[index])).to(device))
+        scores.append(presence.float().amax((0, 1)).cpu().numpy())
         truths.append(corpus.cover[index].max((0, 1)) > 0)
     model.train()
     return {
         name: auroc(np.stack(scores)[:, i], np.stack(truths)[:, i])
-        for i, name in enumerate(FINDINGS)
+        for i, (name, _) in enumerate(corpus.world.findings)
     }
 
 

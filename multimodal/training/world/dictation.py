@@ -11,13 +11,22 @@ import numpy as np
 
 from encoders.audio import load_speech
 from encoders.errors import MissingInput
+from multimodal.training.world.wording import Language
 
-VOICES = ("en-us", "en-gb", "en-us+m3", "en-us+f2", "en-gb+m7", "en-gb+f4", "en-us+m1", "en-gb+f1")
-HELD_OUT_VOICES = ("en-us+f3", "en-gb+m4")  # never trained on
+VOICES: dict[Language, tuple[str, ...]] = {
+    "en": ("en-us", "en-gb", "en-us+m3", "en-us+f2", "en-gb+m7", "en-gb+f4", "en-us+m1", "en-gb+f1"),
+    "zh": ("cmn", "cmn+m3", "cmn+f2", "cmn+m7", "cmn+f4", "cmn+m1"),
+}  # fmt: skip
+HELD_OUT_VOICES: dict[Language, tuple[str, ...]] = {  # never trained on
+    "en": ("en-us+f3", "en-gb+m4"),
+    "zh": ("cmn+f3", "cmn+m4"),
+}
 
 
-def synthesise(text: str, voice: str, rng: np.random.Generator) -> np.ndarray:
-    """Speak a sentence: float32 mono 16 kHz.
+def synthesise(
+    text: str, voice: str, rng: np.random.Generator, *, microphone: bool = False
+) -> np.ndarray:
+    """Speak a sentence: float32 mono 16 kHz; `microphone` narrows its band and adds room noise.
 
     Raises:
         MissingInput: espeak-ng is not installed.
@@ -30,7 +39,8 @@ def synthesise(text: str, voice: str, rng: np.random.Generator) -> np.ndarray:
     with wave.open(io.BytesIO(spoken)) as recording:
         rate_hz = recording.getframerate()
         samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
-    return _room(load_speech(samples, rate_hz), rng)
+    heard = _room(load_speech(samples, rate_hz), rng)
+    return _microphone(heard, rng) if microphone else heard
 
 
 def _room(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -42,3 +52,16 @@ def _room(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     level = rng.uniform(0.0, 0.25)
     mixed = speech + level * echo + rng.uniform(0.0005, 0.008) * noise
     return (mixed * rng.uniform(0.4, 1.1)).astype(np.float32)
+
+
+def _microphone(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A band-pass between a good desk microphone and a telephone, and the hum of a room."""
+    from scipy.signal import butter, sosfilt
+
+    low, high = rng.uniform(60, 280), rng.uniform(3600, 7400)
+    band = butter(2, [low, high], "bandpass", fs=16000, output="sos")
+    rumble = np.cumsum(rng.standard_normal(len(speech)))
+    rumble -= np.linspace(rumble[0], rumble[-1], len(rumble))
+    hum = np.sin(2 * np.pi * 50.0 * np.arange(len(speech)) / 16000 + rng.uniform(0, 6))
+    noise = 0.5 * rumble / (np.abs(rumble).max() + 1e-9) + 0.3 * hum
+    return sosfilt(band, speech + rng.uniform(0, 0.02) * noise).astype(np.float32)

@@ -1,107 +1,118 @@
-"""Reports over the ground truth of a phantom: varied wording, closed vocabulary, English.
+"""Reports over the ground truth of a study: varied wording in English and Chinese.
 
 A sentence knows the finding it speaks of, so that mistakes can be planted and answers checked.
+Which findings, languages and wordings there are is a `Vocabulary`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from multimodal.prompts import NamedFinding, Side
 from multimodal.training.world.phantom import FINDINGS
-
-_PRESENT = {
-    "nodule": (
-        "There is a {size} nodule in the {side} lung.",
-        "A {size} {side} lung nodule is seen.",
-        "{Side} lung nodule measuring {size}.",
-        "Solid nodule of {size} in the {side} lung.",
-        "A nodule in the {side} lung measures {size}.",
-    ),
-    "consolidation": (
-        "There is consolidation in the {side} lung.",
-        "{Side} lung consolidation is present.",
-        "Airspace opacity in the {side} lung, consistent with consolidation.",
-        "{Side} consolidation.",
-    ),
-    "pleural effusion": (
-        "There is a {side} pleural effusion.",
-        "{Side} pleural effusion is noted.",
-        "Pleural fluid is seen on the {side}.",
-        "{Side}-sided pleural effusion.",
-    ),
-    "pneumothorax": (
-        "There is a {side} pneumothorax.",
-        "{Side} pneumothorax is present.",
-        "Free pleural air on the {side}, in keeping with pneumothorax.",
-        "{Side}-sided pneumothorax.",
-    ),
-    "cardiomegaly": (
-        "The heart is enlarged.",
-        "There is cardiomegaly.",
-        "Cardiomegaly is noted.",
-        "Enlarged heart.",
-    ),
-    "aortic calcification": (
-        "There is aortic calcification.",
-        "Calcified plaques are seen in the aorta.",
-        "The aorta is calcified.",
-        "Calcification of the aorta.",
-    ),
-}
-_ABSENT = {
-    "nodule": ("No nodule is seen in the {side} lung.", "There is no {side} lung nodule."),
-    "consolidation": (
-        "No consolidation in the {side} lung.",
-        "The {side} lung is free of consolidation.",
-    ),
-    "pleural effusion": ("No {side} pleural effusion.", "There is no pleural fluid on the {side}."),
-    "pneumothorax": ("No {side} pneumothorax.", "There is no pneumothorax on the {side}."),
-    "cardiomegaly": (
-        "The heart is normal in size.",
-        "No cardiomegaly.",
-        "The heart is not enlarged.",
-    ),
-    "aortic calcification": ("No aortic calcification.", "The aorta is not calcified."),
-}
-_ABSENT_ANYWHERE = {
-    "nodule": ("No nodule is seen.", "There is no lung nodule.", "No pulmonary nodule."),
-    "consolidation": ("No consolidation.", "The lungs are free of consolidation."),
-    "pleural effusion": ("No pleural effusion.", "There is no pleural effusion."),
-    "pneumothorax": ("No pneumothorax.", "There is no pneumothorax."),
-}
-TECHNIQUES = (
-    "CT of the chest was performed.",
-    "Axial CT of the chest without contrast.",
-    "CT of the chest with contrast.",
+from multimodal.training.world.wording import (
+    HEADINGS,
+    NAMES_ZH,
+    NOTHING,
+    PLACES_ZH,
+    SIDES,
+    TECHNIQUES,
+    WORDING,
+    Language,
 )
+
+Key = tuple[str, Side | None]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What may be said of a kind of study.
+
+    Attributes:
+        findings: (name, has sides), in the order of the finding head's channels.
+        sizes_mm: usual sizes of the findings whose size is stated.
+        weights: how often a finding comes beside the others, 1 where it is not listed.
+        languages: of reports and questions.
+        rich: every wording, with places and hedges, or the plain ones only.
+        region: what the study shows, for the technique section.
+    """
+
+    findings: tuple[tuple[str, bool], ...]
+    sizes_mm: Mapping[str, tuple[float, float]]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    languages: tuple[Language, ...] = ("en",)
+    rich: bool = False
+    region: str = "chest"
+
+    def language(self, rng: np.random.Generator) -> Language:
+        """One of its languages at random; nothing is drawn where there is one only."""
+        one = len(self.languages) == 1
+        return self.languages[0 if one else rng.integers(len(self.languages))]
+
+    def pick(self, keys: Sequence[Key], rng: np.random.Generator) -> Key:
+        """One key at random, as often as its finding comes in studies."""
+        weights = np.array([self.weights.get(name, 1.0) for name, _ in keys])
+        return keys[rng.choice(len(keys), p=weights / weights.sum())]
+
+    def size(self, name: str, rng: np.random.Generator) -> float | None:
+        """A usual size in whole mm, None where none is stated."""
+        usual = self.sizes_mm.get(name)
+        return None if usual is None else float(round(np.exp(rng.uniform(*np.log(usual)))))
+
+
+# of the first checkpoint's world: `phantom`, in plain English
+PHANTOM = Vocabulary(FINDINGS, {"nodule": (11.0, 30.0)})
 
 
 @dataclass(frozen=True)
 class Sentence:
     """A statement of a report: what it speaks of, whether it denies it, and its wording.
 
-    A denial without a side denies both. `style` picks template and unit, so that the same sentence can be said of another finding.
+    A denial without a side denies both. `style` picks template and unit, so that the same sentence
+    can be said of another finding.
     """
 
     about: NamedFinding
     denied: bool = False
     style: tuple[int, bool] = (0, False)
+    language: Language = "en"
+    rich: bool = False
 
     @property
     def text(self) -> str:
         """The words."""
-        templates = (_ABSENT if self.denied else _PRESENT)[self.about.name]
-        if self.denied and self.about.side is None:
-            templates = _ABSENT_ANYWHERE.get(self.about.name, templates)
-        side = self.about.side or "right"
+        templates = self._templates()
         template = templates[self.style[0] % len(templates)]
-        return template.format(
-            side=side, Side=side.capitalize(), size=format_size(self.about.size_mm, self.style[1])
-        )
+        sides = SIDES[self.language]
+        side, place = sides[self.about.side or "right"], self._place or ""
+        words = {
+            "side": side,
+            "Side": side.capitalize(),
+            "place": place,
+            "Place": place.capitalize(),
+        }
+        return template.format(size=format_size(self.about.size_mm, self.style[1]), **words)
+
+    @property
+    def _place(self) -> str | None:
+        place: str | None = getattr(self.about, "place", None)
+        if place == "middle lobe" and self.about.side == "left":
+            return None  # a left lung has none
+        return place if place is None or self.language == "en" else PLACES_ZH.get(place, place)
+
+    def _templates(self) -> tuple[str, ...]:
+        words = WORDING[self.language][self.about.name]
+        if self.denied:
+            whole = self.about.side is None and bool(words.nowhere)
+            templates = words.nowhere if whole else words.absent
+            return templates + words.unsure if self.rich and not whole else templates
+        if not self.rich:
+            return words.present
+        placed = self._place is not None
+        return words.present + tuple(t for t in words.more if placed or "lace}" not in t)
 
     def said_of(self, about: NamedFinding) -> Sentence:
         """The same wording about another finding of that name."""
@@ -115,51 +126,84 @@ def format_size(size_mm: float | None, in_cm: bool) -> str:
     return f"{size_mm / 10:.1f} cm" if in_cm else f"{size_mm:.0f} mm"
 
 
-def all_keys() -> list[tuple[str, Side | None]]:
-    """Every (finding, side) of this world."""
+def all_keys(vocabulary: Vocabulary = PHANTOM) -> list[Key]:
+    """Every (finding, side) there is."""
     return [
         (name, side)
-        for name, sided in FINDINGS
+        for name, sided in vocabulary.findings
         for side in (("right", "left") if sided else (None,))
     ]
 
 
-def absent_keys(truth: Sequence[NamedFinding]) -> list[tuple[str, Side | None]]:
+def absent_keys(truth: Sequence[NamedFinding], vocabulary: Vocabulary = PHANTOM) -> list[Key]:
     """Every (finding, side) that a study does not show."""
     present = {(f.name, f.side) for f in truth}
-    return [key for key in all_keys() if key not in present]
+    return [key for key in all_keys(vocabulary) if key not in present]
 
 
-def say(about: NamedFinding, rng: np.random.Generator, *, denied: bool = False) -> Sentence:
-    """A random wording."""
-    return Sentence(about, denied, (int(rng.integers(12)), bool(rng.random() < 0.4)))
+class Writer:
+    """Says things of one study: of its truth, in the words of a vocabulary, in one language."""
 
+    def __init__(
+        self,
+        truth: Sequence[NamedFinding],
+        rng: np.random.Generator,
+        vocabulary: Vocabulary = PHANTOM,
+    ) -> None:
+        self.truth, self.rng, self.vocabulary = list(truth), rng, vocabulary
+        self.language = vocabulary.language(rng)
 
-def deny(
-    name: str, side: Side | None, others: Sequence[NamedFinding], rng: np.random.Generator
-) -> Sentence:
-    """A random denial, at times of both sides where none of `others` shows the finding."""
-    whole = rng.random() < 0.4 and all(f.name != name for f in others)
-    return say(NamedFinding(name, None if whole else side), rng, denied=True)
+    def say(self, about: NamedFinding, *, denied: bool = False) -> Sentence:
+        """A random wording."""
+        style = int(self.rng.integers(60)), bool(self.rng.random() < 0.4)
+        return Sentence(about, denied, style, self.language, self.vocabulary.rich)
 
+    def plainly(self, about: NamedFinding) -> str:
+        """The one wording a correction uses for a finding that the report lacks."""
+        return Sentence(about, language=self.language).text
 
-def write_report(truth: Sequence[NamedFinding], rng: np.random.Generator) -> list[Sentence]:
-    """Every finding stated and some absent ones denied, in random order."""
-    absent = absent_keys(truth)
-    count = min(len(absent), int(rng.integers(1, 4)))
-    denials = [absent[i] for i in rng.permutation(len(absent))[:count]]
-    sentences = [say(finding, rng) for finding in truth]
-    sentences += [deny(name, side, truth, rng) for name, side in denials]
-    return [sentences[i] for i in rng.permutation(len(sentences))]
+    def deny(self, key: Key, others: Sequence[NamedFinding]) -> Sentence:
+        """A random denial, at times of both sides where none of `others` shows the finding."""
+        name, side = key
+        whole = self.rng.random() < 0.4 and all(f.name != name for f in others)
+        return self.say(NamedFinding(name, None if whole else side), denied=True)
 
+    def deny_absent(self) -> Sentence:
+        """A denial of something that the study does not show."""
+        absent = absent_keys(self.truth, self.vocabulary)
+        return self.deny(self.vocabulary.pick(absent, self.rng), self.truth)
 
-def report_text(
-    sentences: Sequence[str], truth: Sequence[NamedFinding], rng: np.random.Generator
-) -> str:
-    """A full report with its sections, for people and files."""
-    technique = TECHNIQUES[rng.integers(len(TECHNIQUES))]
-    names = [f"{f.side} {f.name}" if f.side else f.name for f in truth]
-    impression = ", ".join(names).capitalize() + "." if names else "No acute abnormality."
-    return (
-        f"TECHNIQUE: {technique}\n\nFINDINGS: {' '.join(sentences)}\n\nIMPRESSION: {impression}\n"
-    )
+    def invent(self, keys: Sequence[Key]) -> Sentence:
+        """That one of `keys` is there."""
+        name, side = self.vocabulary.pick(keys, self.rng)
+        return self.say(NamedFinding(name, side, self.vocabulary.size(name, self.rng)))
+
+    def report(self) -> list[Sentence]:
+        """Every finding stated and some absent ones denied, in random order."""
+        absent = absent_keys(self.truth, self.vocabulary)
+        count = min(len(absent), int(self.rng.integers(1, 4)))
+        denied = [absent[i] for i in self.rng.permutation(len(absent))[:count]]
+        sentences = [self.say(finding) for finding in self.truth]
+        sentences += [self.deny(key, self.truth) for key in denied]
+        return [sentences[i] for i in self.rng.permutation(len(sentences))]
+
+    def sections(self, sentences: Sequence[str], claimed: Sequence[NamedFinding]) -> str:
+        """A full report around the statements: technique, findings, and an impression.
+
+        The impression repeats what the report itself claims: it must not betray a mistake.
+        """
+        techniques = TECHNIQUES[self.language][self.vocabulary.region]
+        technique = techniques[self.rng.integers(len(techniques))]
+        chinese = self.language == "zh"
+        bodies = (technique, ("" if chinese else " ").join(sentences), self._impression(claimed))
+        return "\n\n".join(
+            f"{heading}{'：' if chinese else ': '}{body}"
+            for heading, body in zip(HEADINGS[self.language], bodies, strict=True)
+        )
+
+    def _impression(self, claimed: Sequence[NamedFinding]) -> str:
+        if self.language == "zh":
+            named = [f"{SIDES['zh'].get(f.side or '', '')}{NAMES_ZH[f.name]}" for f in claimed]
+            return "；".join(named) + "。" if named else NOTHING["zh"]
+        names = [f"{f.side} {f.name}" if f.side else f.name for f in claimed]
+        return ", ".join(names).capitalize() + "." if names else "No acute abnormality."

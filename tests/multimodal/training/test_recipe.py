@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from encoders.dicom import load_volume, scan
-from multimodal.backends import GenerateOptions, collect, load_backend
+from encoders.errors import InvalidOption
+from multimodal.backends import Finished, GenerateOptions, Usage, collect, load_backend
+from multimodal.configuration import MultimodalConfig
 from multimodal.messages import Audio, Study, user
-from multimodal.training import evaluation, recipe
-from multimodal.training.corpus import HELD_OUT
-from multimodal.training.world.dictation import synthesise
+from multimodal.prompts import NamedFinding, Verdict
+from multimodal.training import (
+    audio_pretraining,
+    corpus,
+    evaluation,
+    language,
+    probes,
+    recipe,
+)
+from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
+from multimodal.training.world.findings import keys_of
+from multimodal.training.world.mistakes import Faulty, Line, Mistake
+from multimodal.training.world.worlds import WORLDS
 
 speaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
@@ -32,19 +46,34 @@ def test_the_sample_is_a_ct_series_that_shows_what_its_report_gets_wrong(tmp_pat
     assert "heart" not in report.lower()
 
 
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Recipe:
+    """The recipe with a dozen coarse studies, two steps a stage."""
+    for module, name, value in (
+        (corpus, "HELD_OUT", 8), (recipe, "HELD_OUT", 8), (recipe, "NUM_DRAWN", 6),
+        (audio_pretraining, "NUM_HELD_OUT", 6), (language, "NUM_HELD_OUT", 6),
+        (probes, "LONG_SHAPE", (20, 64, 64)), (evaluation, "COARSER", 6.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    return recipe.Recipe(
+        work=tmp_path / "work", out=tmp_path / "out", studies=20, utterances=40, coarser=6.0,
+        vision_steps=2, audio_steps=2, language_steps=4, together_steps=2, num_workers=2,
+    )  # fmt: skip
+
+
 @speaks
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: recipe.Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps a stage teach nothing; every stage, file and reload is the real one."""
-    monkeypatch.setattr(recipe, "NUM_DRAWN", 9)
-    small = recipe.Recipe(
-        work=tmp_path / "work", out=tmp_path / "out", studies=HELD_OUT + 10, utterances=230,
-        vision_steps=2, audio_steps=2, language_steps=4,
-    )  # fmt: skip
-    recipe.run(small)
+    """Two steps a stage teach nothing; every stage, file and reload is the real one.
+
+    The stages run one after the other in runs of their own, as on a machine that is lent.
+    """
+    for stages in ("corpus,speech", "vision", "audio", "language,together", "save"):
+        recipe.run(replace(small, stages=stages))
+    assert not list(small.work.glob("*.new"))
     backend = load_backend(small.out)
     study = Study(small.out / "sample" / "study")
     seen = collect(
@@ -54,7 +83,7 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
         )
     )
     assert sum(seen.choices.values()) == pytest.approx(1.0)
-    assert len(seen.regions) == 10
+    assert len(seen.regions) == len(keys_of())
     novelty = backend.novelty(study)
     assert novelty is not None
     assert np.isfinite(novelty.score)
@@ -66,11 +95,14 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
         )
     )
     assert heard.usage.new_tokens == 4 or heard.reason == "stop"
-    _measures_itself(small.out)
+    _measures_itself(small.out, monkeypatch)
+    _goes_on(small)
 
 
-def _measures_itself(folder: Path) -> None:
+def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluation runs on it, and its card shows the numbers that were written."""
+    monkeypatch.setenv("CROSSREAD_SHARED_DATA", str(folder))  # nothing recorded there
+    assert evaluation.calibrate(folder, 2) > 0
     card = folder / "README.md"
     card.write_text("before\n<!-- numbers -->\nold\n<!-- end of numbers -->\nafter\n")
     found = evaluation.evaluate(folder, 2, 2)
@@ -83,9 +115,37 @@ def _measures_itself(folder: Path) -> None:
         in card.read_text()
     )
     assert "old" not in card.read_text()
+    assert found["world"] == "body"
+    assert found["out of range"]["confident findings claimed"] == 0
+    assert set(found["reading"]) == {"read DICOM", "encode", "prefill", "decode", "in all"}
     skipped = [row["MLP skipped, decoding"] for row in found["sparsity"]]
     assert skipped == sorted(skipped)
     assert skipped[0] == 0.0
+
+
+def _goes_on(small: recipe.Recipe) -> None:
+    """A second recipe starts from what the first has made; stages of no steps change no weight."""
+    again = replace(
+        small, start=str(small.out), out=small.out.parent / "again", work=small.work / "again",
+        vision_steps=0, audio_steps=0, language_steps=0, together_steps=0,
+    )  # fmt: skip
+    recipe.run(again)
+    first, second = (load_file(r.out / "model.safetensors") for r in (small, again))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
+    for wrong in ({"stages": "corpus,sing"}, {"world": "moon"}):
+        with pytest.raises(InvalidOption, match="is none of"):
+            recipe.run(recipe.Recipe(work=tmp_path, **wrong))  # type: ignore[arg-type]
+    corpus.generate_corpus(tmp_path, corpus.Make("phantom", 0))
+    with pytest.raises(InvalidOption, match="use another work folder"):
+        corpus.generate_corpus(tmp_path, corpus.Make("body", 0))
+
+
+def test_a_checkpoints_world_is_told_by_the_findings_it_knows() -> None:
+    for world in WORLDS.values():
+        assert evaluation.world_of(MultimodalConfig(findings=list(world.findings))) is world
 
 
 @speaks
@@ -94,8 +154,56 @@ def test_dictation_is_speech_at_16_khz_that_differs_by_voice() -> None:
         synthesise("Left pleural effusion.", voice, np.random.default_rng(1))
         for voice in ("en-us", "en-gb+f4")
     ]
+    said.append(synthesise("左侧胸腔积液。", "cmn", np.random.default_rng(1), microphone=True))
     for speech in said:
         assert speech.dtype == np.float32
         assert 0.8 < len(speech) / 16000 < 4.0
         assert np.isfinite(speech).all()
     assert len(said[0]) != len(said[1])
+
+
+def test_voices_kept_for_measuring_are_never_trained_on() -> None:
+    for language_name, voices in VOICES.items():
+        assert not set(voices) & set(HELD_OUT_VOICES[language_name])
+
+
+def test_a_report_is_judged_sentence_by_sentence_and_then_for_what_it_leaves_out() -> None:
+    """Against a model that knows one wrong sentence and misses what is left out."""
+    there = NamedFinding("cardiomegaly")
+    wrong = Mistake("No cardiomegaly.", Verdict("omission", "The heart is enlarged."), there)
+    report = Faulty((Line("Left.", there), Line(wrong.text, there, True, wrong)), (there,))
+
+    def say(prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
+        if "leave out" in prompt:
+            assert prompt.endswith("Left. The heart is enlarged.")
+            return Finished("", "stop", Usage(0, 0, 0), {"nothing": 0.7, "omission": 0.3})
+        bad = "No cardiomegaly" in prompt
+        chances = dict.fromkeys(choices, 0.0) | {"omission": 0.9 * bad, "agrees": 1 - 0.9 * bad}
+        return Finished("omission: The heart is enlarged.", "stop", Usage(0, 0, 0), chances)
+
+    judged = evaluation.judge_report(report, say)
+    assert judged.wrong
+    assert judged.sure == pytest.approx(0.9)
+    assert judged.said == {("omission", 1)}
+    assert judged.true == {("omission", 1), ("omission", -1)}
+
+
+def test_hiding_fills_a_box_with_what_lies_around_it_and_leaves_the_rest() -> None:
+    voxels = np.full((4, 12, 12), -800, np.int16)
+    voxels[1:3, 4:8, 4:8] = 50
+    box = (slice(1, 3), slice(4, 8), slice(4, 8))
+    hidden = probes._hide(voxels, box)
+    assert (hidden == -800).all()
+    assert voxels.max() == 50
+
+
+def test_the_same_figures_make_the_same_table_with_blanks_for_what_is_unknown() -> None:
+    found = {
+        "seeing": {"a": 0.5}, "blanked": {}, "shuffled": {"a": float("nan")},
+        "presence per finding": {}, "mistakes": {"size": {"alone": 1.0}}, "dictated": {},
+        "hiding the region": {}, "out of range": {}, "reading": {}, "sparsity": [{"sparsity": 0.0}],
+        "studies": 3, "sparsity_studies": 2, "machine": "m", "world": "body", "weights_sha256": "0" * 64,
+    }  # fmt: skip
+    table = evaluation.card_table(found)
+    assert "| a | 0.500 |  |  |" in table
+    assert table.endswith("Made by `make eval-demo`.")

@@ -1,0 +1,161 @@
+"""What was asked of a checkpoint and what came back, and the figures made of it.
+
+Knows no model and no study: answers in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from multimodal import prompts
+from multimodal.training.vision_pretraining import auroc
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A sentence as it was judged: true and stated verdict, probability of an error, correction."""
+
+    true: str
+    said: str
+    wrong: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A whole report: whether it is wrong, how sure of that the model was, and each point.
+
+    Points are (type, sentence number); the number of a finding left out is -1.
+    """
+
+    wrong: bool
+    sure: float
+    true: frozenset[tuple[str, int]]
+    said: frozenset[tuple[str, int]]
+
+
+@dataclass
+class Scores:
+    """Answers gathered over studies."""
+
+    presence: list[tuple[str, bool, float]] = field(default_factory=list)
+    listed: list[tuple[int, int, int]] = field(default_factory=list)  # hits, said, true
+    sizes: list[tuple[float, float]] = field(default_factory=list)  # true, given; mm
+    side: list[bool] = field(default_factory=list)
+    check: list[Judged] = field(default_factory=list)
+    omission: list[tuple[bool, float, bool]] = field(default_factory=list)
+    reports: list[Judgement] = field(default_factory=list)
+    slices: list[bool] = field(default_factory=list)
+    boxes: list[bool] = field(default_factory=list)
+    novelty: list[float] = field(default_factory=list)  # in shares of the limit
+
+    def summary(self) -> dict[str, float]:
+        """The figures of the model card."""
+        rows = _by_key(self.presence)
+        hits, said, true = (sum(column) for column in zip(*self.listed, strict=True))
+        wrong = [j for j in self.check if j.true != prompts.AGREES]
+        off = np.array(
+            [[abs(given - true), abs(given - true) / true] for true, given in self.sizes]
+        )
+        off = off.reshape(-1, 2)
+        return {
+            "presence balanced accuracy": mean(balanced(r) for r in rows.values()),
+            "presence AUROC": mean(area([(t, p) for t, p in r]) for r in rows.values()),
+            "list F1": 2 * hits / max(said + true, 1),
+            "size median error (mm)": _median(off[:, 0]),
+            "size median error (share)": _median(off[:, 1]),
+            "side accuracy": mean(self.side),
+            "check balanced accuracy": balanced([(j.true != prompts.AGREES, j.wrong) for j in self.check]),
+            "check error type": mean(j.true == j.said for j in wrong),
+            "check correction exact": mean(j.exact for j in wrong),
+            "omission balanced accuracy": balanced([(t, p) for t, p, _ in self.omission]),
+            "omission correction exact": mean(e for t, _, e in self.omission if t),
+            "report AUROC": area([(r.wrong, r.sure) for r in self.reports]),
+            "evidence slice": mean(self.slices),
+            "evidence box": mean(self.boxes),
+            "presence ECE": calibration_error([(t, p) for _, t, p in self.presence]),
+            "check ECE": calibration_error([(j.true != prompts.AGREES, j.wrong) for j in self.check]),
+            "withheld as out of range": mean(n > 1 for n in self.novelty),
+        }  # fmt: skip
+
+    def per_finding(self) -> dict[str, float]:
+        """Balanced accuracy of presence for every (side, finding)."""
+        return {key: balanced(rows) for key, rows in _by_key(self.presence).items()}
+
+    def per_mistake(self) -> dict[str, dict[str, float]]:
+        """Of each type, how many sentences alone were judged rightly, and the F1 in whole reports."""
+        found = {}
+        for kind in (prompts.AGREES, *prompts.ERROR_TYPES):
+            rows = [j for j in self.check if j.true == kind]
+            right = mean((j.wrong >= 0.5) == (kind != prompts.AGREES) for j in rows)
+            f1 = float("nan") if kind == prompts.AGREES else self._f1(kind)
+            found[kind] = {"alone": right, "F1 in reports": f1}
+        return found
+
+    def _f1(self, kind: str) -> float:
+        pairs = [
+            ({p for p in report.true if p[0] == kind}, {p for p in report.said if p[0] == kind})
+            for report in self.reports
+        ]
+        total = sum(len(true) + len(said) for true, said in pairs)
+        return 2 * sum(len(true & said) for true, said in pairs) / total if total else float("nan")
+
+
+def _by_key(rows: Iterable[tuple[str, bool, float]]) -> dict[str, list[tuple[bool, float]]]:
+    found: dict[str, list[tuple[bool, float]]] = {}
+    for key, true, probability in sorted(rows):
+        found.setdefault(key, []).append((true, probability))
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is known; NaN of nothing."""
+    listed = [float(v) for v in values if not np.isnan(v)]
+    return float(np.mean(listed)) if listed else float("nan")
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def balanced(rows: Sequence[tuple[bool, float]]) -> float:
+    """Mean of sensitivity and specificity at probability one half."""
+    return mean(mean((p >= 0.5) == t for t, p in rows if t == wanted) for wanted in (True, False))
+
+
+def area(rows: Sequence[tuple[bool, float]]) -> float:
+    """Area under the ROC curve of (truth, score) pairs."""
+    return auroc(np.array([s for _, s in rows]), np.array([t for t, _ in rows], bool))
+
+
+def calibration_error(rows: Sequence[tuple[bool, float]], num_bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017) of (truth, probability) pairs, in equal bins."""
+    if not rows:
+        return float("nan")
+    truth = np.array([t for t, _ in rows], float)
+    stated = np.array([p for _, p in rows])
+    bins = np.minimum((stated * num_bins).astype(int), num_bins - 1)
+    gaps = [abs(truth[bins == b].sum() - stated[bins == b].sum()) for b in np.unique(bins)]
+    return float(sum(gaps) / len(rows))
+
+
+def fit_temperature(log_probabilities: Sequence[np.ndarray], true: Sequence[int]) -> float:
+    """The temperature of least cross-entropy (Guo et al. 2017), between a fifth and five.
+
+    Args:
+        log_probabilities: of the choices of each question.
+        true: which of them was right.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t: float) -> float:
+        scaled = [row / np.exp(log_t) for row in log_probabilities]
+        return -sum(
+            float(row[k] - np.logaddexp.reduce(row)) for row, k in zip(scaled, true, strict=True)
+        )
+
+    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    return float(np.exp(found.x))

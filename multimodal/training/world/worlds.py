@@ -1,0 +1,137 @@
+"""The worlds a checkpoint may be trained in and measured on, each under the name its card states.
+
+"phantom" is that of the first checkpoint: six findings in schematic chests, plain English. "body"
+has three regions, twenty findings, scans as scanners make them, and two languages. In: a random
+generator. Out: a `Drawn` study with its truth; what may be said of it is its vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from multimodal.prompts import NamedFinding
+from multimodal.training.world import phantom
+from multimodal.training.world.abdomen import random_abdomen
+from multimodal.training.world.body import Body
+from multimodal.training.world.canvas import Canvas
+from multimodal.training.world.chest import random_chest
+from multimodal.training.world.findings import KINDS, REGIONS, Key, Region, random_keys
+from multimodal.training.world.head import random_head
+from multimodal.training.world.phantom import Rendered, random_phantom
+from multimodal.training.world.reports import PHANTOM, Vocabulary
+from multimodal.training.world.scan import Scan, finish, random_scan
+
+PHANTOM_SHAPES = ((32, 192, 192), (40, 224, 224), (48, 256, 256))  # slices, rows, columns
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A study: what it shows, what may be said of it, its voxels and masks, and how it was scanned.
+
+    `scan` is None where the volume is stored as it was drawn.
+    """
+
+    truth: list[NamedFinding]
+    vocabulary: Vocabulary
+    rendered: Rendered
+    scan: Scan | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """A source of studies without end.
+
+    Attributes:
+        name: as cards and recipes state it.
+        findings: (name, has sides), the channels of a finding head.
+        vocabularies: one for each kind of study.
+        draw: a random study; the second argument draws it that many times coarser than scanned.
+    """
+
+    name: str
+    findings: tuple[tuple[str, bool], ...]
+    vocabularies: Sequence[Vocabulary]
+    draw: Callable[[np.random.Generator, float], Drawn]
+    truth: Callable[[np.random.Generator], tuple[list[NamedFinding], Vocabulary]]
+
+
+def _phantom(rng: np.random.Generator, _coarser: float = 1.0) -> Drawn:
+    body = random_phantom(rng)
+    shape = PHANTOM_SHAPES[rng.integers(len(PHANTOM_SHAPES))]
+    return Drawn(body.truth, PHANTOM, phantom.render(body, shape, rng))
+
+
+def _phantom_truth(rng: np.random.Generator) -> tuple[list[NamedFinding], Vocabulary]:
+    return random_phantom(rng).truth, PHANTOM
+
+
+_MAKE: Mapping[Region, Callable[[np.random.Generator, list[Key]], Body]] = {
+    "chest": random_chest,
+    "head": random_head,
+    "abdomen": random_abdomen,
+}
+_SHARES = (0.6, 0.2, 0.2)
+VOCABULARIES: dict[Region, Vocabulary] = {
+    region: Vocabulary(
+        tuple((k.name, k.sided) for k in KINDS if k.region == region),
+        {k.name: k.size_mm for k in KINDS if k.region == region and k.size_mm is not None},
+        {k.name: k.weight for k in KINDS if k.region == region},
+        ("en", "zh"),
+        rich=True,
+        region=region,
+    )
+    for region in REGIONS
+}
+
+
+def random_body(
+    rng: np.random.Generator, region: Region | None = None, keys: list[Key] | None = None
+) -> Body:
+    """A person's region with findings; what is not given is drawn at random."""
+    region = region or REGIONS[rng.choice(3, p=_SHARES)]
+    return _MAKE[region](rng, random_keys(region, rng) if keys is None else keys)
+
+
+def scanned(body: Body, scan: Scan, rng: np.random.Generator) -> Rendered:
+    """A body as a scanner shows it, in the order in which it was drawn."""
+    canvas = Canvas(scan)
+    masks = body.draw(canvas)
+    return Rendered(finish(canvas.hu, scan, rng), masks, scan.affine)
+
+
+def truth_of(body: Body) -> list[NamedFinding]:
+    """What a body shows, in channel order, right before left."""
+    order = [kind.name for kind in KINDS]
+    shown = [lesion.shown for lesion in body.lesions]
+    return sorted(shown, key=lambda f: (order.index(f.name), f.side != "right"))
+
+
+def _body(rng: np.random.Generator, coarser: float = 1.0) -> Drawn:
+    body = random_body(rng)
+    scan = random_scan(rng, body.field_mm, body.length_mm, quiet=body.region == "head")
+    if coarser > 1.0:
+        scan = scan.coarser(coarser)
+    return Drawn(truth_of(body), VOCABULARIES[body.region], scanned(body, scan, rng), scan)
+
+
+def _body_truth(rng: np.random.Generator) -> tuple[list[NamedFinding], Vocabulary]:
+    body = random_body(rng)
+    return truth_of(body), VOCABULARIES[body.region]
+
+
+WORLDS: dict[str, World] = {
+    world.name: world
+    for world in (
+        World("phantom", PHANTOM.findings, (PHANTOM,), _phantom, _phantom_truth),
+        World(
+            "body",
+            tuple((k.name, k.sided) for k in KINDS),
+            tuple(VOCABULARIES.values()),
+            _body,
+            _body_truth,
+        ),
+    )
+}

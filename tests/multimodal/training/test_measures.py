@@ -1,0 +1,75 @@
+"""The card's figures against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from multimodal.training.measures import (
+    Judged,
+    Judgement,
+    Scores,
+    area,
+    balanced,
+    calibration_error,
+    fit_temperature,
+)
+
+
+def test_balanced_accuracy_ignores_how_often_each_answer_comes() -> None:
+    rows = [(True, 0.9)] * 2 + [(True, 0.1)] * 2 + [(False, 0.1)] * 30
+    assert balanced(rows) == pytest.approx(0.75)
+
+
+def test_calibration_error_is_the_gap_between_stated_and_true_shares() -> None:
+    honest = [(i < 8, 0.8) for i in range(10)]
+    assert calibration_error(honest) == pytest.approx(0.0)
+    boastful = [(i < 5, 0.95) for i in range(10)]
+    assert calibration_error(boastful) == pytest.approx(0.45)
+    assert calibration_error(honest + boastful) == pytest.approx(0.225)
+
+
+def test_temperature_undoes_a_scale_of_the_logits() -> None:
+    """Outcomes drawn from softmax(z), probabilities stated as softmax(2.5 z): the answer is 2.5."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (6000, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    true = [int(rng.choice(3, p=p)) for p in honest]
+    boastful = 2.5 * logits
+    stated = boastful - np.log(np.exp(boastful).sum(1, keepdims=True))
+    assert fit_temperature(list(stated), true) == pytest.approx(2.5, rel=0.06)
+
+
+def test_f1_of_a_type_counts_type_and_sentence_together() -> None:
+    scores = Scores(listed=[(1, 2, 2)])
+    scores.reports = [
+        Judgement(True, 0.9, frozenset({("size", 0), ("typo", 1)}), frozenset({("size", 0)})),
+        Judgement(True, 0.8, frozenset({("size", 2)}), frozenset({("size", 1), ("omission", -1)})),
+        Judgement(False, 0.1, frozenset(), frozenset()),
+    ]
+    found = scores.per_mistake()
+    assert found["size"]["F1 in reports"] == pytest.approx(2 * 1 / 4)
+    assert found["typo"]["F1 in reports"] == 0.0
+    assert found["omission"]["F1 in reports"] == 0.0
+    assert np.isnan(found["unit"]["F1 in reports"])
+    assert scores.summary()["report AUROC"] == 1.0
+
+
+def test_size_errors_are_told_as_medians_in_mm_and_as_shares() -> None:
+    scores = Scores(listed=[(0, 0, 0)], sizes=[(10.0, 12.0), (20.0, 21.0), (30.0, 30.0)])
+    summary = scores.summary()
+    assert summary["size median error (mm)"] == 1.0
+    assert summary["size median error (share)"] == pytest.approx(0.05)
+
+
+def test_a_sentence_is_judged_alone_by_its_probability() -> None:
+    scores = Scores(listed=[(0, 0, 0)])
+    scores.check = [Judged("agrees", "agrees", 0.2, True), Judged("size", "agrees", 0.4, False),
+                    Judged("size", "unit", 0.9, False)]  # fmt: skip
+    assert scores.per_mistake()["size"]["alone"] == 0.5
+    assert scores.summary()["check error type"] == 0.0
+    assert scores.summary()["check balanced accuracy"] == 0.75
+
+
+def test_area_is_half_where_scores_say_nothing() -> None:
+    assert area([(True, 0.3), (False, 0.3), (True, 0.3)]) == 0.5
