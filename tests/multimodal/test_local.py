@@ -147,6 +147,17 @@ def test_choices_have_the_probabilities_of_plain_forward_passes(
         assert answer.text == CHOICES[int(np.argmax(scores))]
 
 
+def test_the_temperature_of_choices_divides_their_log_odds(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calibrated model says the same, less (or more) surely; odds are compared in logs."""
+    asked, options = [user("is there a nodule?")], GenerateOptions(choices=CHOICES)
+    plain = np.log(list(collect(backend.generate(asked, options)).choices.values()))
+    monkeypatch.setattr(backend.model.config, "choice_temperature", 2.5)
+    cooled = np.log(list(collect(backend.generate(asked, options)).choices.values()))
+    assert cooled - cooled[0] == pytest.approx((plain - plain[0]) / 2.5, abs=1e-4)
+
+
 @pytest.mark.parametrize("window", [8, 64])
 def test_follow_ups_equal_fresh_answers_with_sliding_windows(window: int, tmp_path: Path) -> None:
     network = makers.backbone("mistral")
