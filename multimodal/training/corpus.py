@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from encoders.dicom.header import SeriesInfo
-from encoders.dicom.views import PROFILES, Window, make_views
+from encoders.dicom.views import PROFILES, ViewProfile, Window, make_views
 from encoders.dicom.volume import Volume
 from encoders.errors import InvalidOption
 from multimodal.prompts import NamedFinding
@@ -26,27 +26,49 @@ from multimodal.training.world.phantom import Rendered
 from multimodal.training.world.reports import Vocabulary
 from multimodal.training.world.worlds import WORLDS, World
 
-NUM_VIEWS, SIZE, GRID = 16, 96, 12
-PATCHES = GRID**2
 HELD_OUT = 256  # the first studies of a corpus are never trained on
-_PROFILE = PROFILES["crossread-ct"]
 _FULL = 1000
-_COVER = replace(_PROFILE, windows=(Window("share", _FULL / 2, _FULL),) * 3)
+_SHARE = (Window("share", _FULL / 2, _FULL),) * 3
 _LEAST = 5  # of 255: a plaque in one corner of its patch is shown
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a study becomes: the pictures of a view profile, each `grid` patches wide and high."""
+
+    profile: str = "crossread-ct"
+    grid: int = 12
+
+    @property
+    def views(self) -> ViewProfile:
+        """The profile by its name."""
+        return PROFILES[self.profile]
+
+    @property
+    def size(self) -> int:
+        """Pixels of a picture's side."""
+        assert self.views.size is not None, "a model's pictures have one size"
+        return self.views.size
+
+    @property
+    def num_patches(self) -> int:
+        """Of a picture."""
+        return self.grid**2
+
+
+@dataclass(frozen=True)
 class Make:
-    """How a corpus is made: of which world, how many studies, how much coarser than scanned."""
+    """How a corpus is made: of which world, how many studies, how coarse, seen in which frame."""
 
     world: str = "body"
     studies: int = 6000
     coarser: float = 2.5
+    frame: Frame = field(default_factory=Frame)
 
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """Slices for dense training: uint8 `[n, 3, 96, 96]`, `[n, 144, F]` and `[n, F]`, and their studies."""
+    """Slices for dense training: uint8 `[n, 3, size, size]`, `[n, patches, F]`, `[n, F]`."""
 
     studies: list[int]
     pixels: torch.Tensor
@@ -59,9 +81,10 @@ class Corpus:
 
     Attributes:
         world: whose studies these are.
-        views: uint8 `[studies, 16, 3, 96, 96]`.
-        geometry: float32 `[studies, 16, 11]`.
-        cover: uint8 0..255 `[studies, 16, 144, F]`, the share of a patch a mask covers.
+        num_views: pictures of a study.
+        views: uint8 `[studies, views, 3, size, size]`.
+        geometry: float32 `[studies, views, 11]`.
+        cover: uint8 0..255 `[studies, views, patches, F]`, the share of a patch a mask covers.
         truth: what each study shows.
         vocabulary: what may be said of each.
     """
@@ -71,6 +94,7 @@ class Corpus:
         self.done = np.load(folder / "done.npy", mmap_mode="r")
         self.num_studies = int(np.argmin(self.done)) if not self.done.all() else len(self.done)
         self.views = np.load(folder / "views.npy", mmap_mode="r")
+        self.num_views = self.views.shape[1]
         self.geometry = np.load(folder / "geometry.npy", mmap_mode="r")
         self.cover = np.load(folder / "cover.npy", mmap_mode="r")
         self._size = np.load(folder / "size_mm.npy", mmap_mode="r")
@@ -98,7 +122,11 @@ class Corpus:
         rows = [pick[rng.integers(len(pick))] for pick in picks]
         rest = n - len(rows)
         other = np.stack(
-            [rng.integers(HELD_OUT, self.num_studies, rest), rng.integers(NUM_VIEWS, size=rest)], 1
+            [
+                rng.integers(HELD_OUT, self.num_studies, rest),
+                rng.integers(self.num_views, size=rest),
+            ],
+            1,
         )
         studies, slices = np.concatenate([np.reshape(rows, (-1, 2)), other]).T
         return SliceBatch(
@@ -131,7 +159,7 @@ def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:
     folder = work_dir / "corpus"
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     recorded = folder / "make.json"
-    wanted = {"world": make.world, "coarser": make.coarser}
+    wanted = {"world": make.world, "coarser": make.coarser, "frame": asdict(make.frame)}
     if recorded.is_file() and json.loads(recorded.read_text()) != wanted:
         raise InvalidOption(
             f"{folder} holds {recorded.read_text()}, not {wanted}; use another work folder"
@@ -152,12 +180,13 @@ def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:
 
 
 def _open_arrays(folder: Path, make: Make) -> dict[str, np.ndarray]:
-    num = len(WORLDS[make.world].findings)
+    num, frame = len(WORLDS[make.world].findings), make.frame
+    views = frame.views.num_views
     arrays = {}
     for name, shape, dtype in (
-        ("views", (NUM_VIEWS, 3, SIZE, SIZE), np.uint8),
-        ("geometry", (NUM_VIEWS, 11), np.float32),
-        ("cover", (NUM_VIEWS, PATCHES, num), np.uint8),
+        ("views", (views, 3, frame.size, frame.size), np.uint8),
+        ("geometry", (views, 11), np.float32),
+        ("cover", (views, frame.num_patches, num), np.uint8),
         ("size_mm", (num,), np.float32),
         ("done", (), np.bool_),
     ):
@@ -178,10 +207,10 @@ def _fill(folder: Path, make: Make, indices: Iterable[int]) -> None:
         if arrays["done"][index]:
             continue
         drawn = world.draw(np.random.default_rng(index), make.coarser)
-        views = make_views(to_volume(drawn.rendered), _PROFILE)
+        views = make_views(to_volume(drawn.rendered), make.frame.views)
         arrays["views"][index] = views.pixels
         arrays["geometry"][index] = views.geometry
-        arrays["cover"][index] = np.round(255 * patch_cover(drawn.rendered, world))
+        arrays["cover"][index] = np.round(255 * patch_cover(drawn.rendered, world, make.frame))
         arrays["size_mm"][index] = [_size(drawn.truth, name) for name, _ in world.findings]
         told = [(f.name, f.side, f.size_mm, getattr(f, "place", None)) for f in drawn.truth]
         text = json.dumps({"region": drawn.vocabulary.region, "findings": told})
@@ -196,20 +225,21 @@ def to_volume(rendered: Rendered) -> Volume:
     return Volume(rendered.voxels, rendered.affine, positions, (), info)
 
 
-def patch_cover(rendered: Rendered, world: World) -> np.ndarray:
+def patch_cover(rendered: Rendered, world: World, frame: Frame) -> np.ndarray:
     """Share of each patch of each view that a finding's mask covers: `[views, patches, F]`, 0..1.
 
     A mask goes the way of the pictures, so target and picture agree for any matrix.
     """
     names = [name for name, _ in world.findings]
-    cover = np.zeros((NUM_VIEWS, PATCHES, len(names)), np.float32)
+    shares = replace(frame.views, windows=_SHARE)
+    patch = frame.size // frame.grid
+    cover = np.zeros((shares.num_views, frame.num_patches, len(names)), np.float32)
     for (name, _), mask in rendered.masks.items():
         volume = replace(to_volume(rendered), voxels=mask.astype(np.int16) * np.int16(_FULL))
-        share = make_views(volume, _COVER).pixels[:, 0].astype(np.float32) / 255.0
-        patch = SIZE // GRID
-        blocks = share.reshape(NUM_VIEWS, GRID, patch, GRID, patch).mean((2, 4))
+        share = make_views(volume, shares).pixels[:, 0].astype(np.float32) / 255.0
+        blocks = share.reshape(-1, frame.grid, patch, frame.grid, patch).mean((2, 4))
         channel = names.index(name)
-        cover[..., channel] = np.maximum(cover[..., channel], blocks.reshape(NUM_VIEWS, PATCHES))
+        cover[..., channel] = np.maximum(cover[..., channel], blocks.reshape(cover.shape[:2]))
     return cover
 
 

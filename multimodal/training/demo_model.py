@@ -13,21 +13,30 @@ from multimodal.configuration import MultimodalConfig
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import CHAT_TEMPLATE, SPECIAL_TOKENS, MultimodalProcessor, senses_of
 from multimodal.sparse import SparsityConfig
+from multimodal.training.corpus import Frame
 from multimodal.training.world.dialogues import TASKS, ask
 from multimodal.training.world.worlds import World
 
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths of the three networks; all at once, the larger ships in 45 MB."""
+    """Widths and depths of the three networks, and the pictures they see.
+
+    `factor` squared patches make a token.
+    """
 
     tower_width: int
     tower_layers: int
     hidden: int
     layers: int
+    frame: Frame
+    factor: int
 
 
-SIZES = {"small": Size(128, 4, 192, 5), "base": Size(256, 6, 384, 8)}
+SIZES = {
+    "small": Size(128, 4, 192, 5, Frame("crossread-ct", 12), 4),
+    "base": Size(256, 6, 384, 8, Frame("crossread-ct-large", 14), 7),  # 45 MB
+}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCAB_SIZES = {"phantom": 768, "body": 2048}
 
@@ -76,15 +85,16 @@ def _texts(world: World, num_studies: int) -> Iterator[str]:
 
 
 def vision_config(size: Size) -> dict[str, Any]:
-    """An open_clip ViT on pictures of 96 x 96 in patches of 8 x 8."""
+    """An open_clip ViT on the pictures of the size's frame."""
     from encoders.vision import Preprocess, open_clip_config
 
+    pixels = size.frame.size
     arch = {
         "layers": size.tower_layers, "width": size.tower_width, "head_width": 32,
-        "mlp_ratio": 3.0, "patch_size": 8, "image_size": 96,
+        "mlp_ratio": 3.0, "patch_size": pixels // size.frame.grid, "image_size": pixels,
     }  # fmt: skip
     half = (0.5, 0.5, 0.5)
-    return open_clip_config(arch, size.tower_width, Preprocess(96, half, half))
+    return open_clip_config(arch, size.tower_width, Preprocess(pixels, half, half))
 
 
 def audio_config(size: Size) -> dict[str, Any]:
@@ -123,7 +133,9 @@ def build_demo(
         image_token_id=convert("<image>"),
         region_token_id=convert("<region>"),
         audio_token_id=convert("<audio>"),
-        vision_factor=4,
+        vision_factor=sizes.factor,
+        view_profile=sizes.frame.profile,
+        view_size=sizes.frame.size,
         findings=list(world.findings),
         sparsity=SparsityConfig().to_dict(),
         tie_word_embeddings=True,

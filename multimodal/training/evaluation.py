@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -290,7 +291,7 @@ def sparsity_curve(backend: LocalBackend, cases: Sequence[Case]) -> Iterator[dic
 def calibrate(model: Path, num_studies: int = 40) -> float:
     """Fit the temperature of a checkpoint's choices and write it into its configuration."""
     backend = LocalBackend.from_pretrained(model, device="cpu")
-    config, world = backend.model.config, world_of(backend.model.config)
+    world = world_of(backend.model.config)
     logs, true = [], []
     for seed in range(num_studies):
         case = make_case(world, seed, CALIBRATION_SEED)
@@ -303,9 +304,12 @@ def calibrate(model: Path, num_studies: int = 40) -> float:
             chances = say(question.question, VERDICTS).choices
             logs.append(np.log(np.maximum([chances[v] for v in VERDICTS], 1e-12)))
             true.append(VERDICTS.index(question.label))
-    config.choice_temperature *= fit_temperature(logs, true)
-    config.save_pretrained(model)
-    return config.choice_temperature
+    file = model / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    fitted = config.get("choice_temperature", 1.0) * fit_temperature(logs, true)
+    config["choice_temperature"] = fitted
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return fitted
 
 
 def evaluate(model: Path, num_studies: int, num_dictations: int) -> dict[str, Any]:

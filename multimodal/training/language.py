@@ -19,7 +19,7 @@ from multimodal.modeling import MultimodalForConditionalGeneration, trainable
 from multimodal.processing import AUDIO, IMAGE, REGION, STUDY, STUDY_END, MultimodalProcessor
 from multimodal.prompts import TRANSCRIBE
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, speak_corpus
-from multimodal.training.corpus import NUM_VIEWS, Corpus, open_corpus
+from multimodal.training.corpus import Corpus, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.vision_pretraining import dense_loss
 from multimodal.training.world.dialogues import Dialogue, ask
@@ -64,7 +64,7 @@ Batch = tuple[Packed, Seen] | Heard
 
 
 def encode_corpus(model: MultimodalForConditionalGeneration, work_dir: Path) -> np.ndarray:
-    """Tower features of every study, float16 `[studies, 16, patches, width]`; computed once."""
+    """Tower features of every study, float16 `[studies, views, patches, width]`; computed once."""
     from numpy.lib.format import open_memmap
     from tqdm import tqdm
 
@@ -75,7 +75,7 @@ def encode_corpus(model: MultimodalForConditionalGeneration, work_dir: Path) -> 
     tower = model.vision_tower.eval()
     device = next(tower.parameters()).device
     patches = tower.grid[0] * tower.grid[1]
-    shape = (corpus.num_studies, NUM_VIEWS, patches, tower.width)
+    shape = (corpus.num_studies, corpus.num_views, patches, tower.width)
     features = open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
     with torch.inference_mode():
         for i in tqdm(range(corpus.num_studies), desc="encode", mininterval=10):
@@ -136,7 +136,12 @@ class Packer:
         self.processor, self.model, self.corpus = processor, model, corpus
         self.features, self.speech = features, speech
         num = model.config.tokens_per_view
-        study = STUDY + IMAGE * (num * NUM_VIEWS) + REGION * len(model.config.regions) + STUDY_END
+        study = (
+            STUDY
+            + IMAGE * (num * corpus.num_views)
+            + REGION * len(model.config.regions)
+            + STUDY_END
+        )
         self.prefix = self.encode(f"<|user|>{study}")
         self.end = self.encode("<|end|>")
         self.turn = self.encode("<|end|><|assistant|>")
@@ -209,7 +214,9 @@ class Packer:
             tower = model.vision_tower
             features = tower(tower.preprocess.normalise(move(seen.pixels, device).flatten(0, 1)))
         features = features * (0.0 if blank else 1.0)
-        study = torch.arange(len(packed.studies), device=device).repeat_interleave(NUM_VIEWS)
+        study = torch.arange(len(packed.studies), device=device).repeat_interleave(
+            self.corpus.num_views
+        )
         geometry = move(seen.geometry, device).flatten(0, 1)
         views, regions = model.project_images(features, geometry, study)
         ids = move(packed.ids, device)

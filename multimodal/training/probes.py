@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from encoders.dicom import Volume, load_volume, scan, write_ct_series
+from encoders.dicom.values import AIR_HU
 from encoders.errors import CrossReadError
 from multimodal import prompts
 from multimodal.backends import Finished, GenerateOptions, Region, collect
@@ -126,7 +127,10 @@ def _elsewhere(region: Region, volume: Volume, rng: np.random.Generator) -> Iter
 
 
 def _hide(voxels: np.ndarray, box: Box) -> np.ndarray:
-    """The voxels with a box filled, slice by slice, with the median of what lies around it."""
+    """The voxels with a box filled, slice by slice, with the median of what lies around it.
+
+    With air where nothing does.
+    """
     hidden = voxels.copy()
     rows, columns = box[1:]
     around = max((rows.stop - rows.start) // 4, 2)
@@ -137,7 +141,8 @@ def _hide(voxels: np.ndarray, box: Box) -> np.ndarray:
     for index in range(box[0].start, box[0].stop):
         ring = voxels[index].astype(np.float32)
         ring[rows, columns] = np.nan
-        hidden[index, rows, columns] = np.nanmedian(ring[wide])
+        seen = ring[wide][np.isfinite(ring[wide])]
+        hidden[index, rows, columns] = np.median(seen) if len(seen) else AIR_HU
     return hidden
 
 

@@ -38,7 +38,7 @@ from multimodal.training.corpus import (
     open_corpus,
     to_volume,
 )
-from multimodal.training.demo_model import build_demo
+from multimodal.training.demo_model import SIZES, build_demo
 from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
 from multimodal.training.vision_pretraining import DenseModel, train_vision
@@ -107,14 +107,16 @@ def run(recipe: Recipe) -> None:
     """The stages in order; what is done already is not done again.
 
     Raises:
-        InvalidOption: a stage or world that does not exist.
+        InvalidOption: a stage, world or size that does not exist.
     """
-    for given, known in ((recipe.stages.split(","), STAGES), ([recipe.world], tuple(WORLDS))):
+    for given, known in ((recipe.stages.split(","), STAGES), ([recipe.world], tuple(WORLDS)),
+                         ([recipe.size], tuple(SIZES))):  # fmt: skip
         if unknown := set(given) - set(known):
             raise InvalidOption(f"{min(unknown)!r} is none of {', '.join(known)}")
     world = WORLDS[recipe.world]
     if recipe.wants("corpus"):
-        make = Make(recipe.world, recipe.studies, recipe.coarser)
+        frame = SIZES[recipe.size].frame
+        make = Make(recipe.world, recipe.studies, recipe.coarser, frame)
         generate_corpus(recipe.work, make, recipe.num_workers)
     if recipe.wants("speech"):
         speak_corpus(recipe.work, world, recipe.utterances, recipe.num_workers)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+MIN_SLICES = 32  # every picture of the larger view profile shows slices of its own
 Position = Literal["HFS", "FFS", "HFP", "FFP"]
 _FLIPS = {"HFS": (1, 1), "FFS": (-1, 1), "HFP": (-1, -1), "FFP": (1, -1)}  # of columns, rows
 
@@ -69,9 +70,9 @@ class Scan:
         return voxels[:: steps[0], :: steps[1], :: steps[2]], affine
 
     def coarser(self, factor: float) -> Scan:
-        """The same field in fewer, larger voxels; at least 16 slices."""
+        """The same field in fewer, larger voxels; never less than `MIN_SLICES` slices."""
         n, rows, columns = self.shape
-        slices = max(round(n / factor), min(n, 16))
+        slices = max(round(n / factor), min(n, MIN_SLICES))
         small = (slices, round(rows / factor), round(columns / factor))
         dz, dy, dx = np.multiply(self.spacing_mm, np.divide(self.shape, small)).tolist()
         merged = np.prod(self.shape) / np.prod(small)
@@ -97,7 +98,7 @@ def random_scan(
     side = float(np.clip(512 * rng.uniform(0.6, 0.9), *field_mm))
     thick = float(np.exp(rng.uniform(0.0, np.log(5.0))))
     bottom, top = length_mm
-    n = max(int((top - bottom) / thick), 16)
+    n = max(int((top - bottom) / thick), MIN_SLICES)
     sharp = rng.random() < 0.4
     position: Position = ("HFS", "FFS", "HFP")[rng.choice(3, p=[0.7, 0.2, 0.1])]
     return Scan(

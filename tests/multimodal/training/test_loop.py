@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from multimodal.training.audio_pretraining import edit_distance
-from multimodal.training.corpus import NUM_VIEWS, PATCHES, patch_cover
+from multimodal.training.corpus import Frame, patch_cover
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, train
 from multimodal.training.vision_pretraining import Contrast, auroc, dense_loss
 from multimodal.training.world.phantom import random_phantom, render
@@ -120,9 +120,9 @@ def test_edit_distance_counts_edits() -> None:
 def test_patch_targets_are_the_masks_averaged_over_each_patch() -> None:
     rng = np.random.default_rng(3)
     drawn = render(random_phantom(rng, [("pleural effusion", "left")]), (32, 96, 96), rng)
-    cover = patch_cover(drawn, WORLDS["phantom"])
+    cover = patch_cover(drawn, WORLDS["phantom"], Frame())
     mask = drawn.masks["pleural effusion", "left"]
-    assert cover.shape == (NUM_VIEWS, PATCHES, 6)
+    assert cover.shape == (16, 144, 6)
     assert cover[..., 2].mean() == pytest.approx(mask.mean(), rel=5e-3)  # in 255 steps
     assert cover[3, 12 * 8 + 7, 2] == pytest.approx(mask[6:8, 64:72, 56:64].mean(), abs=2e-3)
     assert cover[..., [0, 1, 3, 4, 5]].max() == 0
@@ -131,12 +131,23 @@ def test_patch_targets_are_the_masks_averaged_over_each_patch() -> None:
 def test_patch_targets_do_not_depend_on_the_matrix_a_study_is_drawn_on() -> None:
     body = random_phantom(np.random.default_rng(4), [("consolidation", "right")])
     covers = [
-        patch_cover(render(body, shape, np.random.default_rng(0)), WORLDS["phantom"])
+        patch_cover(render(body, shape, np.random.default_rng(0)), WORLDS["phantom"], Frame())
         for shape in ((32, 192, 192), (40, 224, 224), (45, 250, 250))
     ]
     for other in covers[1:]:
         assert np.abs(covers[0] - other).mean() < 2e-3
         assert np.corrcoef(covers[0].ravel(), other.ravel())[0, 1] > 0.98
+
+
+def test_patch_targets_of_the_larger_pictures_are_those_of_the_smaller_more_finely() -> None:
+    """32 views of 14 x 14 patches of 16 pixels: two views' mean is a view of the small profile."""
+    rng = np.random.default_rng(5)
+    drawn = render(random_phantom(rng, [("cardiomegaly", None)]), (64, 224, 224), rng)
+    large = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-large", 14))[..., 4]
+    small = patch_cover(drawn, WORLDS["phantom"], Frame())[..., 4]
+    assert large.shape == (32, 196)
+    assert large.mean() == pytest.approx(drawn.masks["cardiomegaly", None].mean(), rel=5e-3)
+    assert large.reshape(16, 2, 196).mean((1, 2)) == pytest.approx(small.mean(1), abs=2e-3)
 
 
 def test_a_slice_and_its_own_sentence_lose_least_against_each_other() -> None:

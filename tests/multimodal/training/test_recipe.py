@@ -26,6 +26,7 @@ from multimodal.training import (
     probes,
     recipe,
 )
+from multimodal.training.demo_model import build_demo
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
 from multimodal.training.world.findings import keys_of
 from multimodal.training.world.mistakes import Faulty, Line, Mistake
@@ -135,12 +136,21 @@ def _goes_on(small: recipe.Recipe) -> None:
 
 
 def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
-    for wrong in ({"stages": "corpus,sing"}, {"world": "moon"}):
+    for wrong in ({"stages": "corpus,sing"}, {"world": "moon"}, {"size": "huge"}):
         with pytest.raises(InvalidOption, match="is none of"):
             recipe.run(recipe.Recipe(work=tmp_path, **wrong))  # type: ignore[arg-type]
     corpus.generate_corpus(tmp_path, corpus.Make("phantom", 0))
     with pytest.raises(InvalidOption, match="use another work folder"):
         corpus.generate_corpus(tmp_path, corpus.Make("body", 0))
+
+
+def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb() -> None:
+    model, processor = build_demo(WORLDS["body"], "base")
+    config = model.config
+    assert (config.view_size, config.tokens_per_view) == (224, 4)
+    assert model.vision_tower.grid == (14, 14)
+    assert processor.senses["vision"]["view_profile"] == "crossread-ct-large"
+    assert sum(p.numel() for p in model.parameters()) * 2 < 60e6  # in half precision
 
 
 def test_a_checkpoints_world_is_told_by_the_findings_it_knows() -> None:
@@ -195,6 +205,8 @@ def test_hiding_fills_a_box_with_what_lies_around_it_and_leaves_the_rest() -> No
     hidden = probes._hide(voxels, box)
     assert (hidden == -800).all()
     assert voxels.max() == 50
+    whole = (slice(0, 1), slice(0, 12), slice(0, 12))  # a box with nothing around it
+    assert (probes._hide(voxels, whole)[0] == -1000).all()
 
 
 def test_the_same_figures_make_the_same_table_with_blanks_for_what_is_unknown() -> None:
