@@ -64,9 +64,19 @@ def _show(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.3f}"
 
 
+def _known(value: Any) -> Any:
+    """JSON has no NaN: what is unknown is null."""
+    if isinstance(value, Mapping):
+        return {name: _known(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_known(item) for item in value]
+    return None if value != value else value
+
+
 def write_card(folder: Path, found: Mapping[str, Any]) -> None:
     """Put the numbers between the marks of the model card, and into `evaluation.json`."""
-    (folder / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(_known(found), indent=2, allow_nan=False)
+    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8")
     before, _, rest = text.partition("<!-- numbers -->")

@@ -39,11 +39,33 @@ def test_it_is_past_guessing_on_every_task_and_blind_without_its_images(measured
         name = f"{task} balanced accuracy"
         assert seeing[name] > 0.6
         assert seeing[name] > blind[name] + 0.05
-    for name in ("list F1", "side accuracy", "pointing accuracy"):
+        assert seeing[name] > measured["shuffled"][name] + 0.05
+    for name in ("list F1", "side accuracy", "evidence slice", "evidence box"):
         assert seeing[name] > blind[name] + 0.2
     assert blind["presence AUROC"] < 0.6
     assert seeing["dictation word error rate"] < 0.3
     assert seeing["withheld as out of range"] < 0.02
+
+
+def test_it_claims_nothing_of_studies_of_another_kind(measured: dict) -> None:
+    """Every distance beyond the limit of 1; the AUROC compares them with generated studies."""
+    strange = measured["out of range"]
+    assert strange["AUROC"] >= 0.99
+    assert strange["confident findings claimed"] == 0
+    assert all(value > 1 for name, value in strange.items() if name.endswith("least distance"))
+
+
+def test_hiding_what_it_names_matters_more_than_hiding_anything_else(measured: dict) -> None:
+    hidden = measured["hiding the region"]
+    assert hidden["probability falls by, where named"] > 3 * hidden["probability falls by, elsewhere"]
+
+
+def test_its_stated_probabilities_were_calibrated_and_its_card_tells_what_is_left(
+    measured: dict,
+) -> None:
+    config = json.loads((DEMO / "config.json").read_text())
+    assert config["choice_temperature"] != 1.0
+    assert max(measured["seeing"][f"{task} ECE"] for task in ("presence", "check")) < 0.1
 
 
 def test_at_its_default_the_gate_skips_a_third_of_decoding_and_costs_little(measured: dict) -> None:

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from encoders.dicom import load_volume, scan
+from encoders.dicom.values import AIR_HU
 from encoders.errors import InvalidOption
 from multimodal.backends import Finished, GenerateOptions, Usage, collect, load_backend
 from multimodal.configuration import MultimodalConfig
@@ -206,7 +207,7 @@ def test_hiding_fills_a_box_with_what_lies_around_it_and_leaves_the_rest() -> No
     assert (hidden == -800).all()
     assert voxels.max() == 50
     whole = (slice(0, 1), slice(0, 12), slice(0, 12))  # a box with nothing around it
-    assert (probes._hide(voxels, whole)[0] == -1000).all()
+    assert (probes._hide(voxels, whole)[0] == AIR_HU).all()
 
 
 def test_the_same_figures_make_the_same_table_with_blanks_for_what_is_unknown() -> None:
