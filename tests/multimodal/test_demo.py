@@ -57,7 +57,9 @@ def test_it_claims_nothing_of_studies_of_another_kind(measured: dict) -> None:
 
 def test_hiding_what_it_names_matters_more_than_hiding_anything_else(measured: dict) -> None:
     hidden = measured["hiding the region"]
-    assert hidden["probability falls by, where named"] > 3 * hidden["probability falls by, elsewhere"]
+    assert (
+        hidden["probability falls by, where named"] > 3 * hidden["probability falls by, elsewhere"]
+    )
 
 
 def test_its_stated_probabilities_were_calibrated_and_its_card_tells_what_is_left(
