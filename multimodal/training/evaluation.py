@@ -288,7 +288,7 @@ def sparsity_curve(backend: LocalBackend, cases: Sequence[Case]) -> Iterator[dic
     set_sparsity(model, config["sparsity"])
 
 
-def calibrate(model: Path, num_studies: int = 40) -> float:
+def calibrate(model: Path, num_studies: int) -> float:
     """Fit the temperature of a checkpoint's choices and write it into its configuration."""
     backend = LocalBackend.from_pretrained(model, device="cpu")
     world = world_of(backend.model.config)
@@ -354,11 +354,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--studies", type=int, default=120)
     parser.add_argument("--dictations", type=int, default=120)
-    parser.add_argument("--calibrate", action="store_true", help="fit the temperature and stop")
     options = parser.parse_args()
-    if options.calibrate:
-        logger.info("the temperature of choices is %.3f", calibrate(options.model))
-        return
     found = evaluate(options.model, options.studies, options.dictations)
     write_card(options.model, found)
     logger.info("\n%s", card_table(found))

@@ -39,6 +39,7 @@ from multimodal.training.corpus import (
     to_volume,
 )
 from multimodal.training.demo_model import SIZES, build_demo
+from multimodal.training.evaluation import calibrate
 from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
 from multimodal.training.vision_pretraining import DenseModel, train_vision
@@ -49,7 +50,7 @@ from multimodal.training.world.worlds import WORLDS
 logger = logging.getLogger(__name__)
 
 STAGES = ("corpus", "speech", "vision", "audio", "language", "together", "save")
-NUM_NOVELTY, NUM_DRAWN = 2000, 900
+NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 900, 40
 NOVELTY_SEED = 700_000  # beyond every corpus
 SAMPLE_SEED = 900_024  # beyond every corpus; of 44 drawn, one whose reading makes a clear example
 SAMPLE_SHAPE = (48, 256, 256)
@@ -201,6 +202,7 @@ def _save(
     novelty_of(model.eval(), open_corpus(recipe.work), recipe).save(recipe.out)
     save(model, recipe.out)
     processor.save_pretrained(recipe.out)
+    calibrate(recipe.out, NUM_CALIBRATED)
     write_sample(recipe.out / "sample")
     logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
 

@@ -39,7 +39,10 @@ def synthesise(
     with wave.open(io.BytesIO(spoken)) as recording:
         rate_hz = recording.getframerate()
         samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
-    heard = _room(load_speech(samples, rate_hz), rng)
+    speech = load_speech(samples, rate_hz)
+    if microphone:  # who dictates does not begin at once
+        speech = np.pad(speech, (int(rng.integers(0, 16000)), int(rng.integers(0, 16000))))
+    heard = _room(speech, rng)
     return _microphone(heard, rng) if microphone else heard
 
 

@@ -53,8 +53,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Recipe:
     """The recipe with a dozen coarse studies, two steps a stage."""
     for module, name, value in (
         (corpus, "HELD_OUT", 8), (recipe, "HELD_OUT", 8), (recipe, "NUM_DRAWN", 6),
+        (recipe, "NUM_CALIBRATED", 2),
         (audio_pretraining, "NUM_HELD_OUT", 6), (language, "NUM_HELD_OUT", 6),
         (probes, "LONG_SHAPE", (20, 64, 64)), (evaluation, "COARSER", 6.0),
+        (evaluation, "LEVELS", (0.0, 0.5)), (probes, "NUM_CONTROLS", 1),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     return recipe.Recipe(
@@ -104,7 +106,7 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
 def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluation runs on it, and its card shows the numbers that were written."""
     monkeypatch.setenv("CROSSREAD_SHARED_DATA", str(folder))  # nothing recorded there
-    assert evaluation.calibrate(folder, 2) > 0
+    assert json.loads((folder / "config.json").read_text())["choice_temperature"] > 0
     card = folder / "README.md"
     card.write_text("before\n<!-- numbers -->\nold\n<!-- end of numbers -->\nafter\n")
     found = evaluation.evaluate(folder, 2, 2)
@@ -118,7 +120,7 @@ def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "old" not in card.read_text()
     assert found["world"] == "body"
-    assert found["out of range"]["confident findings claimed"] == 0
+    assert found["out of range"]["generated: greatest distance"] > 0
     assert set(found["reading"]) == {"read DICOM", "encode", "prefill", "decode", "in all"}
     skipped = [row["MLP skipped, decoding"] for row in found["sparsity"]]
     assert skipped == sorted(skipped)
@@ -168,7 +170,7 @@ def test_dictation_is_speech_at_16_khz_that_differs_by_voice() -> None:
     said.append(synthesise("左侧胸腔积液。", "cmn", np.random.default_rng(1), microphone=True))
     for speech in said:
         assert speech.dtype == np.float32
-        assert 0.8 < len(speech) / 16000 < 4.0
+        assert 0.8 < len(speech) / 16000 < 6.0
         assert np.isfinite(speech).all()
     assert len(said[0]) != len(said[1])
 
