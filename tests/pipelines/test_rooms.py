@@ -17,6 +17,7 @@ import pytest
 
 from encoders.dicom.identifiers import identifiers_of
 from encoders.errors import BurnedInText, InputError, MissingInput, NotDicom, UnreadableAudio
+from pipelines.ct_report import CtReportPipeline
 from pipelines.dictation import Listening
 from pipelines.ui import flows
 from pipelines.ui.rooms import MAX_ROOMS, Room, Rooms, thumbnail
@@ -147,6 +148,15 @@ def test_a_review_tells_its_steps_and_ends_with_the_marked_report(
         {"text": " No nodule.", "point": None},
     ]
     json.dumps(values, allow_nan=False)
+
+
+def test_the_room_gives_the_reading_that_the_pipeline_gives(
+    room: Room, phantom_series: Path, backend: FakeBackend
+):
+    opened(room, phantom_series)
+    list(flows.review(room, backend, REPORT))
+    whole = CtReportPipeline(backend)(phantom_series, REPORT)
+    assert {**room.judged().to_dict(), "timings_s": 0} == {**whole.to_dict(), "timings_s": 0}
 
 
 def test_a_stop_stops_before_the_next_question(
