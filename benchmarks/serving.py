@@ -385,7 +385,7 @@ def follow_up(rounds: int) -> dict[str, float]:
             ("List the findings.", "Is there a nodule?", "How large is it?")
         ):
             clock = Clock()
-            next(backend.generate([user(Study(volume), words)], GenerateOptions(max_new_tokens=4)))
+            next(backend.generate([user(Study(volume), words)], GenerateOptions(max_new_tokens=1)))
             (nexts if at else firsts).append(clock.now())
         backend.close()
     first, later = statistics.median(firsts), statistics.median(nexts)
@@ -405,9 +405,9 @@ def floor(model: Any, jobs: list[Job]) -> dict[str, float]:
             if type(m).__name__ in ("Linear", "PackedLinear")
         ]
         known: dict[int, float] = {}
-        for count in sorted({-(-r // 16) * 16 for r in rows}):
+        for count in sorted({-(-r // 32) * 32 for r in rows}):
             known[count] = _products_s(layers, count)
-    products = sum(known[-(-r // 16) * 16] for r in rows)
+    products = sum(known[-(-r // 32) * 32] for r in rows)
     print(f"floor: burst {spent:.1f} s, products {products:.1f} s", flush=True)
     return {"burst_s": spent, "products_s": products, "ratio": spent / products}
 

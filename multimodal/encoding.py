@@ -85,6 +85,7 @@ class MediaEncoder:
         budget_bytes: int = CACHE_BYTES,
     ) -> None:
         self.counters = EncoderCounters()
+        self._parameters = tuple(model.parameters())
         self._model, self._processor, self._budget = model, processor, budget_bytes
         self._kept: OrderedDict[Key, Encoded] = OrderedDict()
         self._under_way: dict[Key, Future[Encoded]] = {}
@@ -102,7 +103,7 @@ class MediaEncoder:
         Raises:
             InputError: a part that cannot be read, or holds NaN or infinite values.
         """
-        revision = weights_revision(self._model)
+        revision = weights_revision(self._parameters)
         asked = [self._ask(kind, value, tenant, revision) for kind, value in parts]
         return [found.result() for found, _ in asked], sum(new for _, new in asked)
 
@@ -243,10 +244,10 @@ class MediaEncoder:
         ]
 
 
-def weights_revision(model: torch.nn.Module) -> int:
+def weights_revision(parameters: Sequence[torch.nn.Parameter]) -> int:
     """A number that changes when weights are changed in place."""
     # weights made in inference mode cannot change and count no versions
-    return sum(0 if p.is_inference() else p._version for p in model.parameters())
+    return sum(0 if p.is_inference() else p._version for p in parameters)
 
 
 def medium_digest(medium: Medium) -> str:

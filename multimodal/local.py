@@ -46,7 +46,7 @@ from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
 from multimodal.processing import AUDIO, IMAGE, REGION, MultimodalProcessor
 from multimodal.sizes import measure
-from multimodal.sparse import set_sparsity, sparse_mlps
+from multimodal.sparse import SparseMLP, set_sparsity, sparse_mlps
 from multimodal.streaming import Answer
 
 
@@ -93,7 +93,10 @@ class LocalBackend:
         with self._lock:
             made = self.__dict__.get("_assembled")  # by a thread that was quicker
             if made is None:
-                network, way = self.model.language_model, partial(_way, self.model)
+                network, way = (
+                    self.model.language_model,
+                    partial(_way, sparse_mlps(self.model), tuple(self.model.parameters())),
+                )
                 made = assemble(network, self._model_len, self._adaptive, way)
                 self.__dict__["_assembled"] = made
                 weakref.finalize(self, Engine.close, made.engine)
@@ -328,10 +331,9 @@ class LocalBackend:
         return tuple(found)
 
 
-def _way(model: MultimodalForConditionalGeneration) -> tuple[object, int]:
+def _way(mlps: Sequence[SparseMLP], parameters: Sequence[torch.nn.Parameter]) -> tuple[object, int]:
     """How a model computes just now: its gates and its weights."""
-    mlps = sparse_mlps(model)
-    return (mlps[0].config if mlps else None, weights_revision(model))
+    return (mlps[0].config if mlps else None, weights_revision(parameters))
 
 
 def _reasons(problems: Sequence[Problem]) -> tuple[str, ...]:

@@ -259,14 +259,15 @@ class MultimodalProcessor(ProcessorMixin):
         places = torch.isin(ids, media_ids).nonzero().flatten().tolist()
         sources = [(index, source) for index, part in enumerate(parts) for source in part.sources]
         spans: list[Span] = []
+        last: tuple[int, Source] | None = None
         for place, (index, source) in zip(places, sources, strict=True):
             if source is None:
                 continue
-            here = replace(source, part=index)
-            if spans and spans[-1].stop == place and spans[-1].source == here:
-                spans[-1] = Span(spans[-1].start, place + 1, here)
+            if spans and spans[-1].stop == place and last == (index, source):
+                spans[-1] = Span(spans[-1].start, place + 1, spans[-1].source)
             else:
-                spans.append(Span(place, place + 1, here))
+                spans.append(Span(place, place + 1, replace(source, part=index)))
+            last = (index, source)
         return tuple(spans)
 
     def _words_of(self, size: MediaSize) -> str:

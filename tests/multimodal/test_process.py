@@ -9,12 +9,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from encoders.dicom import Volume, load_volume
 from encoders.errors import InvalidMessage, ModelError, ModelNotFound, ModelUnavailable
-from multimodal.backends import Estimate, Finished, Load, Token, Usage, collect
+from multimodal.backends import (
+    DEMO,
+    Estimate,
+    Finished,
+    GenerateOptions,
+    Load,
+    Token,
+    Usage,
+    collect,
+    load_backend,
+)
 from multimodal.messages import Study, user
 from multimodal.process import BackendProcess
 from tests import makers
@@ -55,6 +67,11 @@ class Scripted(makers.FakeBackend):
 
 def _fails() -> Any:
     raise ModelNotFound("no model at 'nowhere'")
+
+
+@pytest.fixture(scope="module")
+def volume(phantom_series: Path) -> Volume:
+    return load_volume(phantom_series)
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +188,30 @@ def test_a_model_that_cannot_be_loaded_is_told_at_once_and_not_tried_again() -> 
 def test_what_cannot_be_sent_to_another_process_is_refused_rather_than_waited_for() -> None:
     with pytest.raises(ModelError, match="cannot be sent to another process"):
         BackendProcess(lambda: makers.FakeBackend())
+
+
+@pytest.mark.slow
+def test_a_killed_engine_tells_all_who_wait_and_answers_again_as_before(volume: Volume) -> None:
+    """The demo in its process: a study, a picture of it and text at once, then SIGKILL."""
+    load = partial(load_backend, DEMO, device="cpu")
+    here, process = load(), BackendProcess(load)
+    asked = [[user(Study(volume), "List the findings.")], [user("Is there a nodule?")]]
+    options = GenerateOptions(max_new_tokens=24)
+    wanted = [collect(here.generate(one, options)).text for one in asked]
+    assert [collect(s).text for s in [process.generate(a, options) for a in asked]] == wanted
+    assert process.estimate(asked[0], options) == here.estimate(asked[0], options)
+    numbers = '{"type": "array", "items": {"type": "integer"}, "minItems": 1000}'
+    endless = GenerateOptions(max_new_tokens=700, json_schema=numbers)
+    streams = [process.generate(asked[1], endless) for _ in range(12)]
+    for stream in streams:
+        next(stream)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(ModelUnavailable, match="started again"):
+            collect(stream)
+    until(lambda: process.restarts == 1)
+    process.wait_ready(WAIT_S)
+    assert [collect(process.generate(one, options)).text for one in asked] == wanted
+    here.close()
+    process.close()

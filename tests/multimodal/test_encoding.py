@@ -1,0 +1,117 @@
+"""The cache of encoded media: by whole content, for one tenant, within its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from multimodal.encoding import MediaEncoder, medium_digest
+from multimodal.processing import Medium
+
+
+def _picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (40, 40, 3), np.uint8)
+
+
+@pytest.fixture
+def encoder(tiny_composite: Any) -> Any:
+    encoder = MediaEncoder(*tiny_composite)
+    yield encoder
+    encoder.close()
+
+
+def test_near_duplicates_have_digests_of_their_own() -> None:
+    """One value changed by the least there is, at each of many places; and a type or shape alone."""
+    pixels = torch.rand(1, 3, 32, 32)
+    medium = Medium("image", "", (), pixels, torch.zeros(1, 11))
+    seen = {medium_digest(medium)}
+    for place in range(pixels.numel()):
+        other = pixels.clone()
+        flat = other.view(-1)
+        flat[place] = torch.nextafter(flat[place], torch.tensor(2.0))
+        seen.add(medium_digest(replace(medium, pixels=other)))
+    seen.add(medium_digest(replace(medium, pixels=pixels.view(1, 3, 16, 64))))
+    seen.add(medium_digest(replace(medium, pixels=pixels.view(torch.int32))))
+    seen.add(medium_digest(replace(medium, kind="video")))
+    seen.add(medium_digest(replace(medium, geometry=torch.ones(1, 11))))
+    assert len(seen) == pixels.numel() + 5
+
+
+def test_what_is_seen_again_is_not_encoded_again_and_others_are(encoder: MediaEncoder) -> None:
+    first, new = encoder.encode([("image", _picture(0)), ("image", _picture(1))])
+    again, none = encoder.encode([("image", _picture(1)), ("image", _picture(0))])
+    assert (new, none) == (2, 0)
+    assert again == first[::-1]
+    changed = _picture(0)
+    changed[3, 3, 0] ^= 1
+    assert encoder.encode([("image", changed)])[1] == 1
+    assert encoder.encode([("image", _picture(0))], tenant="other")[1] == 1
+
+
+def test_changed_weights_encode_anew(tiny_composite: Any) -> None:
+    model, processor = tiny_composite
+    encoder = MediaEncoder(model, processor)
+    (before,), _ = encoder.encode([("image", _picture(0))])
+    weight = model.vision_projector.state_dict()
+    name = next(iter(weight))
+    parameter = dict(model.vision_projector.named_parameters())[name]
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.mul_(2)
+    (after,), new = encoder.encode([("image", _picture(0))])
+    with torch.no_grad():
+        parameter.copy_(kept)
+    assert new == 1
+    assert not torch.equal(before.embeds, after.embeds)
+    encoder.close()
+
+
+def test_the_longest_unused_go_first_when_the_bytes_are_used_up(tiny_composite: Any) -> None:
+    probe = MediaEncoder(*tiny_composite)
+    each = probe.encode([("image", _picture(0))])[0][0].num_bytes
+    probe.close()
+    encoder = MediaEncoder(*tiny_composite, budget_bytes=3 * each + each // 2)
+    for seed in (0, 1, 2, 0, 3):  # 1 is now the longest unused, and out
+        encoder.encode([("image", _picture(seed))])
+    assert [encoder.encode([("image", _picture(s))])[1] for s in (0, 2, 3)] == [0, 0, 0]
+    assert encoder.encode([("image", _picture(1))])[1] == 1
+    encoder.close()
+
+
+def test_a_batch_across_requests_gives_what_each_gives_alone(
+    encoder: MediaEncoder, tiny_composite: Any, speech: np.ndarray
+) -> None:
+    """Jobs that wait together are encoded together: pictures with pictures, sound with sound."""
+    parts = [("image", _picture(i)) for i in range(5)]
+    parts += [("audio", (speech[: 8000 * (i + 1)], 16000)) for i in range(3)]  # type: ignore[misc]
+    together, _ = encoder.encode(parts)
+    assert encoder.counters.encoder_batches < len(parts)
+    for part, found in zip(parts, together, strict=True):
+        alone = MediaEncoder(*tiny_composite)
+        (wanted,), _ = alone.encode([part])
+        assert torch.allclose(found.embeds, wanted.embeds, atol=1e-5)
+        alone.close()
+
+
+def test_one_that_cannot_be_encoded_fails_alone(
+    encoder: MediaEncoder, tiny_composite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = tiny_composite
+    plain = model.encode_images
+
+    def breaks(pixels: torch.Tensor) -> torch.Tensor:
+        if bool((pixels.amin((2, 3)) == pixels.amax((2, 3))).all(1).any()):
+            raise RuntimeError("an even grey breaks this tower")
+        return plain(pixels)
+
+    monkeypatch.setattr(model, "encode_images", breaks)
+    grey = np.full((40, 40, 3), 0, np.uint8)
+    waiting = [encoder._ask("image", p, "", 0)[0] for p in (_picture(7), _picture(8))]
+    with pytest.raises(RuntimeError, match="even grey"):
+        encoder.encode([("image", _picture(9)), ("image", grey)])
+    assert all(found.result().embeds.isfinite().all() for found in waiting)
+    assert encoder.encode([("image", _picture(9))])[1] == 0
