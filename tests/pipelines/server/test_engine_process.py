@@ -53,7 +53,7 @@ def test_a_killed_process_costs_every_client_an_error_and_is_started_again(
         assert whole.result().headers["Retry-After"]
     wait_until(lambda: http.get("/readyz").is_success, "it is ready again")
     assert backend.pid != first_pid
-    wait_until(lambda: server.metric("engine_restarts_total") == 1, "the restart is counted")
+    wait_until(lambda: server.metric("engine_restarts_total") >= 1, "the restart is counted")
     assert server.metric("num_requests_running") == 0
 
 

@@ -120,8 +120,12 @@ def test_every_panel_shows_data(prometheus: Any):
     asked = queries()
     assert len(asked) > 30
     for query in asked:
-        found = wait_until(lambda q=query: prometheus(q), f"there is data for {query}")
-        assert not [r for r in found if r["value"][1] == "NaN" and "quantile" not in query], query
+        wait_until(lambda q=query: has_data(prometheus(q)), f"there is data for {query}")
+
+
+def has_data(found: list[Any]) -> bool:
+    """Something that a panel can draw: what was divided by nothing is no number."""
+    return any(result["value"][1] != "NaN" for result in found)
 
 
 def test_every_rule_runs_on_metrics_that_exist(prometheus: Any):
