@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.ui.words import TABLE
 from tests.browser.test_playground import enter, say
+from tests.browser.test_reading_room import shows
 from tests.scripted_page import HOSTILE
 
 NAME = "<img src=x onerror=document.title=3>.png"
@@ -43,6 +44,28 @@ def test_a_hostile_file_name_is_shown_as_text_in_the_box_and_in_the_help(page: A
     attach(page, tmp_path / NAME)
     say(page, "hello")
     page.get_by_text("is not a picture").wait_for()
+
+
+def test_neither_a_report_nor_a_dicom_header_becomes_html(
+    page: Any, phantom_series: Path, tmp_path: Path
+):
+    import pydicom
+
+    for k, file in enumerate(sorted(phantom_series.iterdir())):
+        slice_ = pydicom.dcmread(file)
+        for tag in (
+            "PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Manufacturer",
+            "ProtocolName", "ConvolutionKernel", "InstitutionName", "StationName",
+        ):  # fmt: skip
+            setattr(slice_, tag, "<u>Zebra</u>")
+        slice_.save_as(tmp_path / f"{k:03d}.dcm")
+    page.locator("#study-files input").set_input_files(sorted(tmp_path.iterdir()))
+    shows(page, 24)
+    page.get_by_label(TABLE["report"][0]).first.fill(f"Left effusion. {HOSTILE}")
+    page.get_by_role("button", name=TABLE["review"][0], exact=True).click()
+    page.locator(".cr-verdict").wait_for()
+    page.get_by_text("document.title=1", exact=False).first.wait_for()
+    assert page.locator("u").count() == 0
 
 
 def test_a_bug_is_help_in_the_page_and_not_a_traceback(page: Any):
