@@ -72,8 +72,8 @@ class Preprocess:
                 f" {list(pixels.shape)}"
             )
         scaled = self._resize(pixels).float() / 255.0
-        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
-        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
         return (scaled - mean) / std
 
 

@@ -35,7 +35,8 @@ class Size:
 
 SIZES = {
     "small": Size(128, 4, 192, 5, Frame("crossread-ct", 12), 4),
-    "base": Size(256, 6, 384, 8, Frame("crossread-ct-large", 14), 7),  # 45 MB
+    "medium": Size(256, 6, 384, 8, Frame("crossread-ct", 12), 4),
+    "base": Size(256, 6, 384, 8, Frame("crossread-ct-large", 14), 7),  # 59 MB
 }
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCAB_SIZES = {"phantom": 768, "body": 2048}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from encoders.dicom import load_volume, scan
@@ -28,6 +29,7 @@ from multimodal.training import (
     recipe,
 )
 from multimodal.training.demo_model import build_demo
+from multimodal.training.vision_pretraining import Contrast, DenseModel
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
 from multimodal.training.world.findings import keys_of
 from multimodal.training.world.mistakes import Faulty, Line, Mistake
@@ -147,13 +149,32 @@ def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> Non
         corpus.generate_corpus(tmp_path, corpus.Make("body", 0))
 
 
-def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb() -> None:
-    model, processor = build_demo(WORLDS["body"], "base")
+@pytest.mark.parametrize(("size", "seen"), [("medium", (96, 9, 12)), ("base", (224, 4, 14))])
+def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb(
+    size: str, seen: tuple[int, int, int]
+) -> None:
+    model, processor = build_demo(WORLDS["body"], size)
     config = model.config
-    assert (config.view_size, config.tokens_per_view) == (224, 4)
-    assert model.vision_tower.grid == (14, 14)
-    assert processor.senses["vision"]["view_profile"] == "crossread-ct-large"
+    assert (config.view_size, config.tokens_per_view, model.vision_tower.grid[0]) == seen
+    assert processor.senses["vision"]["view_profile"] == config.view_profile
     assert sum(p.numel() for p in model.parameters()) * 2 < 60e6  # in half precision
+
+
+def test_on_another_device_no_tensor_stays_behind_on_the_cpu() -> None:
+    """On the meta device, which like a GPU refuses to meet tensors of the CPU, and has no values."""
+    model = build_demo(WORLDS["body"])[0].to("meta")
+    pixels = torch.empty(16, 3, 96, 96, dtype=torch.uint8, device="meta")
+    words = torch.empty(16, 9, dtype=torch.long, device="meta")
+    dense = DenseModel(model.vision_tower, model.finding_head)
+    features = dense.features(pixels)
+    assert Contrast(128, 2048).to("meta")(features, words).device.type == "meta"
+    geometry = torch.empty(16, 11, device="meta")
+    assert model.vision_projector(features, geometry, 96).shape == (16, 9, 192)
+    assert model.project_regions(features, geometry).shape == (len(keys_of()), 192)
+    mask = language._mask(words[:2], torch.float32)
+    embeds = torch.empty(2, 9, 192, device="meta")
+    output = model.language_model(inputs_embeds=embeds, attention_mask=mask, labels=words[:2])
+    assert output.loss.device.type == "meta"
 
 
 def test_a_checkpoints_world_is_told_by_the_findings_it_knows() -> None:
