@@ -74,32 +74,37 @@ def body(name: str, tokens: int, number: int, *, stream: bool = False) -> dict[s
     }  # fmt: skip
 
 
-async def burst(root: str, name: str, tokens: int, size: int) -> dict[str, Any]:
+async def ask(root: str, path: str, sent: dict[str, Any] | None = None) -> tuple[int, float]:
+    """Status and seconds of one request, by hand: a client library takes longer than the server."""
+    started = time.monotonic()
+    host, _, port = root.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    content = json.dumps(sent).encode() if sent else b""
+    head = f"{'POST' if sent else 'GET'} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    answer = await reader.read()
+    writer.close()
+    return int(answer.split(b" ", 2)[1]), time.monotonic() - started
+
+
+async def burst(root: str, name: str, tokens: int, size: int) -> dict[str, list[float]]:
     """Latencies of so many requests at once, and of /healthz meanwhile."""
-    accepted, refused, health = [], [], []
+    health: list[float] = []
     done = asyncio.Event()
 
-    async def one(http: httpx.AsyncClient, number: int) -> None:
-        started = time.monotonic()
-        answer = await http.post("/v1/chat/completions", json=body(name, tokens, number))
-        took = time.monotonic() - started
-        assert answer.status_code in (200, 429), answer.text
-        (accepted if answer.status_code == 200 else refused).append(took)
-
     async def watch() -> None:
-        async with httpx.AsyncClient(base_url=root, timeout=60) as http:
-            while not done.is_set():
-                started = time.monotonic()
-                await http.get("/healthz")
-                health.append(time.monotonic() - started)
-                await asyncio.sleep(0.05)
+        while not done.is_set():
+            health.append((await ask(root, "/healthz"))[1])
+            await asyncio.sleep(0.05)
 
-    async with httpx.AsyncClient(base_url=root, timeout=600, limits=NO_LIMITS) as http:
-        watching = asyncio.ensure_future(watch())
-        await asyncio.gather(*(one(http, n) for n in range(size)))
-        done.set()
-        await watching
-    return {"accepted": accepted, "refused": refused, "health": health}
+    watching = asyncio.ensure_future(watch())
+    path = "/v1/chat/completions"
+    answers = await asyncio.gather(*(ask(root, path, body(name, tokens, n)) for n in range(size)))
+    done.set()
+    await watching
+    taken = {status: [took for code, took in answers if code == status] for status in (200, 429)}
+    assert len(taken[200]) + len(taken[429]) == size, {status for status, _ in answers}
+    return {"accepted": taken[200], "refused": taken[429], "health": health}
 
 
 def overload(root: str, name: str, tokens: int) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def disconnects(root: str, name: str, *, stream: bool) -> float:
 def kill(root: str, name: str) -> dict[str, Any]:
     """S9: what clients hear when the model's process is killed, and when the server is back."""
 
-    async def ask() -> list[int]:
+    async def clients() -> list[int]:
         async with httpx.AsyncClient(base_url=root, timeout=600, limits=NO_LIMITS) as http:
             asked = [
                 asyncio.ensure_future(http.post("/v1/chat/completions", json=body(name, 1000, n)))
@@ -164,7 +169,7 @@ def kill(root: str, name: str) -> dict[str, Any]:
             return [answer.status_code for answer in await asyncio.gather(*asked)]
 
     started = time.monotonic()
-    statuses = asyncio.run(ask())
+    statuses = asyncio.run(clients())
     heard_s = time.monotonic() - started
     ready_s = wait_for(lambda: httpx.get(f"{root}/readyz").is_success)
     told = {str(status): statuses.count(status) for status in sorted(set(statuses))}
