@@ -134,6 +134,7 @@ def test_the_page_may_fetch_nothing_from_elsewhere():
     assert options["max_file_size"] == 2**30
     assert options["run_history"] is False
     assert options["ssr_mode"] is False
+    assert options["ssr_mode"] is False
 
 
 @pytest.fixture(scope="module")
