@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def review(room: Room, backend: Backend, report: str) -> Iterator[dict[str, Any]
         MissingInput: no study is open.
         CrossReadError: what the pipeline raises.
     """
-    if room.volume is None:
+    if room.volume is None or room.series is None:
         raise MissingInput("Open a study first, and wait until its slices are there.")
     room.stopped.clear()
     room.reading, room.asked, room.decisions = None, [], {}
@@ -102,7 +102,11 @@ def review(room: Room, backend: Backend, report: str) -> Iterator[dict[str, Any]
             elif isinstance(event, Discrepancy):
                 points.append(asdict(event))
             elif isinstance(event, Reading):
-                room.reading = event
+                about = {
+                    **event.study,
+                    "series_key": room.series.key,
+                }  # of a volume nobody knows it
+                room.reading = replace(event, study=about)
             yield {"state": "running", "step": asdict(step), "findings": findings, "points": points}
     yield done(room)
 

@@ -82,10 +82,11 @@ class Room:
         self.series = self.found.default()
 
     def choose(self, key: str) -> None:
-        """Take another series of the study."""
+        """Take another series of the study; what is done with the one before stops."""
         series = [s for s in self.found.series if s.key == key] if self.found else []
         if not series:
             raise MissingInput("that series is no longer open; open the study again")
+        self.stopped.set()
         self.series = series[0]
         self.volume = self.reading = None
         self.asked, self.decisions = [], {}
