@@ -47,8 +47,8 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": theme, "css": READING_ROOM_CSS + PLAYGROUND_CSS, "head": _POLICY,
         "footer_links": ["settings"], "i18n": languages(), "mcp_server": _can_serve_mcp() and not limits.logins,
-        "ssr_mode": False,  # its front server knows none of our routes
-        "ssr_mode": False,  # a page rendered elsewhere would come without its visitor's cookie
+        # a page rendered elsewhere would come without its visitor's cookie, and knows none of our routes
+        "ssr_mode": False,
         "run_history": False,  # reports and answers do not stay in the browser
         "max_file_size": limits.max_upload_mib * 2**20,
         "auth": list(limits.logins) or None, "auth_message": told_in("")["login"],
