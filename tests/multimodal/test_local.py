@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,6 +28,7 @@ from encoders.errors import (
 from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
 from multimodal.composition import compose
 from multimodal.encoding import medium_digest
+from multimodal.engine.scheduler import Limits
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Image, Message, Study, Text, user
 from multimodal.sparse import SparsityConfig, set_sparsity, sparse_mlps
@@ -295,6 +297,15 @@ def test_media_that_are_no_numbers_fail_alone(backend: LocalBackend) -> None:
 def test_closing_an_answer_frees_its_slot_and_closing_the_backend_ends_the_rest(
     backend: LocalBackend,
 ) -> None:
+    """Steps are held back and no token ends an answer: none is through before it is closed."""
+    closing = threading.Event()
+
+    def slowly() -> Limits:
+        closing.wait(0.02)
+        return Limits()
+
+    backend.__dict__["_end_ids"] = frozenset()
+    backend.engine.limits = slowly
     long = GenerateOptions(max_new_tokens=2000)
     streams = [backend.generate([user("list")], long) for _ in range(3)]
     streams[0].close()  # type: ignore[attr-defined]
@@ -303,6 +314,8 @@ def test_closing_an_answer_frees_its_slot_and_closing_the_backend_ends_the_rest(
     end = time.monotonic() + 60
     while backend.load().counters["cancelled"] < 2:
         assert time.monotonic() < end
+        closing.wait(0.01)
+    closing.set()
     backend.close()
     assert collect(streams[1]).reason == "cancelled"
 

@@ -392,9 +392,22 @@ def test_a_request_that_waits_or_runs_too_long_ends_as_timeout() -> None:
     assert [h.end for h in (first, waiting, late, patient)] == [
         Ended("length"), Ended("timeout"), Ended("timeout"), Ended("length"),
     ]  # fmt: skip
-    running = bench.ask(bench.prompt(4, 5), 4000, deadline_s=0.05)[1]
+    asked: list[Sequence] = []
+
+    def let_time_pass(number: int) -> bool:
+        go.wait(WAIT_S)
+        if number == 3:
+            asked[0].asked_s -= 1e9
+        return True
+
+    go.clear()
+    sequence, running = bench.ask(
+        bench.prompt(4, 5), 4000, deadline_s=1e6, heard=Heard(on_token=let_time_pass)
+    )
+    asked.append(sequence)
+    go.set()
     assert running.end == Ended("timeout")
-    assert 0 < len(running.tokens) < 4000
+    assert len(running.tokens) == 3
     idle(bench)
     bench.engine.close()
 
@@ -402,7 +415,10 @@ def test_a_request_that_waits_or_runs_too_long_ends_as_timeout() -> None:
 def test_closing_ends_everyone_as_cancelled_and_takes_no_more() -> None:
     bench = Bench("llama")
     bench.limits = Limits(slots=1)
-    heard = [bench.ask(bench.prompt(i, 5), 3000)[1] for i in range(3)]
+    slow = Heard(on_token=lambda number: not threading.Event().wait(0.02))
+    heard = [
+        bench.ask(bench.prompt(i, 5), 3000, heard=h)[1] for i, h in enumerate([slow, None, None])
+    ]
     bench.engine.close()
     assert [h.end for h in heard] == [Ended("cancelled")] * 3
     with pytest.raises(ModelError, match="closed"):
