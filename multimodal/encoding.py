@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoders.errors import InvalidPixels, UnreadableAudio
+from encoders.errors import InvalidPixels, ModelError, UnreadableAudio
 from multimodal.backends import Region
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import Medium, MultimodalProcessor
@@ -102,6 +102,7 @@ class MediaEncoder:
 
         Raises:
             InputError: a part that cannot be read, or holds NaN or infinite values.
+            ModelError: the encoder is closed.
         """
         revision = weights_revision(self._parameters)
         asked = [self._ask(kind, value, tenant, revision) for kind, value in parts]
@@ -120,6 +121,8 @@ class MediaEncoder:
         """The encoded part, perhaps still under way, and whether this call set it going."""
         digest = _digest(kind, value)
         with self._news:
+            if self._closed:
+                raise ModelError("the model was closed; load it again")
             self.counters.encoder_cache_queries += 1
             found = self._find((tenant, revision, digest)) if digest else None
         if found is not None:
@@ -128,6 +131,8 @@ class MediaEncoder:
         _check_finite(medium)
         key = (tenant, revision, digest or medium_digest(medium))
         with self._news:
+            if self._closed:  # meanwhile: its thread takes no more
+                raise ModelError("the model was closed; load it again")
             found = self._find(key)
             if found is not None and _alike(found, medium):
                 return found, False

@@ -76,6 +76,7 @@ class LocalBackend:
         self.model, self.processor, self.name = model.eval(), processor, name
         self._novelty = novelty
         self._encoder = MediaEncoder(model, processor)
+        weakref.finalize(self, MediaEncoder.close, self._encoder)
         self._lock = threading.Lock()  # fast tokenizers are not made for several threads
         self._decoder = copy.deepcopy(processor.tokenizer)  # the engine's own
         self._adaptive = objective_of(objective)

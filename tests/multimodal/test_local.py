@@ -23,6 +23,7 @@ from encoders.errors import (
     IncompatibleModel,
     InvalidMessage,
     InvalidPixels,
+    ModelError,
     ModelNotFound,
 )
 from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
@@ -322,12 +323,22 @@ def test_closing_an_answer_frees_its_slot_and_closing_the_backend_ends_the_rest(
 
 def test_an_unused_backend_lets_its_threads_end(tiny_composite: Any) -> None:
     backend = LocalBackend(*tiny_composite)
-    collect(backend.generate([user("list")], SHORT))
-    thread = backend.engine._thread
+    collect(backend.generate([user(_picture(), "list")], SHORT))
+    threads = [backend.engine._thread, backend._encoder._thread]
     del backend
     gc.collect()
-    thread.join(60)
-    assert not thread.is_alive()
+    for thread in threads:
+        assert thread is not None
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_closed_backend_refuses_at_once(backend: LocalBackend) -> None:
+    collect(backend.generate([user(_picture(), "list")], SHORT))
+    backend.close()
+    for asked in ([user("list")], [user(_picture(), "list")], [user(_picture(5), "list")]):
+        with pytest.raises(ModelError, match="closed; load it again"):
+            backend.generate(asked, SHORT)
 
 
 def test_prompt_longer_than_the_context_is_refused_with_both_lengths(
