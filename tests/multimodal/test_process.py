@@ -156,8 +156,7 @@ def test_when_the_process_is_killed_everyone_waiting_is_told_and_it_comes_back()
 
 def test_a_process_that_stands_still_is_not_alive() -> None:
     process = BackendProcess(Scripted, silent_s=1.0)
-    until(lambda: process.load().running == 1)
-    assert process.alive
+    until(lambda: process.alive)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     until(lambda: not process.alive)
