@@ -43,7 +43,7 @@ def scripted_url() -> Iterator[str]:
     yield from serve("-m", "tests.scripted_page", env=LIMITS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs in this thread: others could start none
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
