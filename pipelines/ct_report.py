@@ -185,9 +185,12 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
         transcript = heard.text
         session.spent += heard.spent
     report = _joined(typed.text, transcript)
-    yield Step("look")
+    looking = Step("look")
+    yield looking
     with session.stage("look"):
-        seen = session.ask(prompts.LIST_FINDINGS, ground=True, form=prompts.FINDINGS_FORM)
+        seen = yield from session.speak(
+            looking, prompts.LIST_FINDINGS, ground=True, form=prompts.FINDINGS_FORM
+        )
         session.warnings += [p for p in seen.problems if p not in session.warnings]
         away = _out_of_range(session)
     if away is not None:
@@ -329,9 +332,10 @@ def _review(
         session.warnings.append(Problem("NO_STATEMENT", message))
     kept = []
     for number, sentence in enumerate(sentences, 1):
-        yield Step("review", number - 1, len(sentences))
+        step = Step("review", number - 1, len(sentences))
+        yield step
         prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
-        found = _judge(session, prompt, _SENTENCE_VERDICTS, f"sentence {number}")
+        found = yield from _judge(session, step, prompt, f"sentence {number}")
         if found is None:
             kept.append(sentence)
             continue
@@ -343,14 +347,15 @@ def _review(
         proof = (*proof, Evidence("text", sentence=sentence))
         yield Discrepancy(kind, sentence, correction, probability, proof)
     if sentences:
-        yield Step("review", len(sentences), len(sentences))
-        kept = yield from _omissions(session, kept, regions)
+        step = Step("review", len(sentences), len(sentences))
+        yield step
+        kept = yield from _omissions(session, step, kept, regions)
         yield from _unspoken(session, findings, [*sentences, *kept])
 
 
 def _omissions(
-    session: Session, kept: list[str], regions: tuple[Region, ...]
-) -> Generator[Discrepancy, None, list[str]]:
+    session: Session, step: Step, kept: list[str], regions: tuple[Region, ...]
+) -> Generator[Step | Discrepancy, None, list[str]]:
     """What the kept sentences leave out, one after the other until nothing new is named.
 
     Returns the kept sentences and what was found missing among them.
@@ -358,7 +363,8 @@ def _omissions(
     kept = list(kept)
     for _ in range(_MAX_OMISSIONS):
         prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-        found = _judge(session, prompt, _OMISSION_VERDICTS, "what the report leaves out")
+        found = yield from _judge(session, step, prompt, "what the report leaves out",
+                                  _OMISSION_VERDICTS)  # fmt: skip
         if found is None or found[1] in kept:
             break
         _, missing, probability = found
@@ -385,8 +391,12 @@ def _unspoken(
 
 
 def _judge(
-    session: Session, prompt: str, verdicts: tuple[str, ...], subject: str
-) -> tuple[prompts.ErrorType, str | None, float | None] | None:
+    session: Session,
+    step: Step,
+    prompt: str,
+    subject: str,
+    verdicts: tuple[str, ...] = _SENTENCE_VERDICTS,
+) -> Generator[Step, None, tuple[prompts.ErrorType, str | None, float | None] | None]:
     """(type, correction, probability of an error), or None where the model sees no error.
 
     The probability is None where the model only says which it is.
@@ -397,7 +407,8 @@ def _judge(
         probability = 1.0 - chances.get(verdicts[0], 0.0)
         if probability < 0.5:
             return None
-        verdict = prompts.parse_verdict(session.ask(prompt, form=prompts.VERDICT_FORM).text)
+        said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
+        verdict = prompts.parse_verdict(said.text)
     except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None

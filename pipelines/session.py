@@ -6,11 +6,11 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage, collect
+from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
 from multimodal.messages import Message, Study, Text, user
 
 if TYPE_CHECKING:
@@ -23,11 +23,19 @@ ABSTAINS = "The study is outside what this model was validated on; it gives no a
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work begins: how many of the stage's are done, `total` 0 where nobody knows."""
+    """A piece of work begins or goes on.
+
+    Attributes:
+        stage: of the reading.
+        done: pieces of the stage that are done.
+        total: pieces of the stage; 0 where nobody knows.
+        words: what the model has answered so far, where it answers in words of its own.
+    """
 
     stage: str
     done: int = 0
     total: int = 0
+    words: str = ""
 
 
 def kept(events: Iterator[Step | Found], found: list[Found]) -> Iterator[Step | Found]:
@@ -57,16 +65,27 @@ class Session:
         finally:
             self.timings_s[name] = time.perf_counter() - started
 
-    def ask(
+    def ask(self, prompt: str, *, choices: tuple[str, ...] = (), tokens: int = 96,
+            form: str = "") -> Finished:  # fmt: skip
+        """One question about the study, as in `speak`, its words only once they are whole."""
+        asked = self.speak(Step(""), prompt, choices=choices, tokens=tokens, form=form)
+        while True:
+            try:
+                next(asked)
+            except StopIteration as end:
+                return cast("Finished", end.value)
+
+    def speak(
         self,
+        step: Step,
         prompt: str,
         *,
         choices: tuple[str, ...] = (),
         ground: bool = False,
         tokens: int = 96,
         form: str = "",
-    ) -> Finished:
-        """One question about the study, in a conversation of its own.
+    ) -> Generator[Step, None, Finished]:
+        """One question about the study, in a conversation of its own; `step` with the words so far.
 
         A model that does not know the forms of `multimodal.prompts` is held to `form` where that is
         possible for certain: its answer can then be parsed. A model trained on them answers freely.
@@ -77,7 +96,14 @@ class Session:
         options = GenerateOptions(
             max_new_tokens=tokens, choices=choices, ground=ground, json_schema=schema
         )
-        finished = collect(self.backend.generate(self.told(prompt), options))
+        finished, words = None, ""
+        for event in self.backend.generate(self.told(prompt), options):
+            if isinstance(event, Finished):
+                finished = event
+            else:
+                words += event.text
+                yield replace(step, words=words)
+        assert finished is not None, "a backend must end with Finished"
         self.spent.append(finished.usage)
         return replace(finished, text=prompts.unquoted(finished.text)) if held else finished
 

@@ -12,14 +12,13 @@ import pytest
 
 from encoders.dicom import Volume, load_volume
 from encoders.errors import ContextOverflow, IncompatibleModel, InvalidMessage, MissingInput
-from encoders.features import Problem, Source
-from multimodal.backends import DEMO, Finished, Novelty, Region, Token
+from encoders.features import Source
+from multimodal.backends import DEMO, Finished, Novelty, Region
 from multimodal.prompts import CHECK_SENTENCE, FIND_OMISSION, LIST_FINDINGS
 from pipelines import pipeline
 from pipelines.batch import Failed
 from pipelines.ct_report import Case, CtReportPipeline
-from pipelines.evidence import Discrepancy, Finding, Reading
-from pipelines.session import ABSTAINS, Step, follow_up
+from pipelines.evidence import Reading
 from tests.makers import FakeBackend
 
 RIGHT = Region(
@@ -207,60 +206,6 @@ def test_dictation_is_joined_to_the_report_and_told_apart(volume: Volume, speech
     assert [p.sentence for p in reading.discrepancies] == [heard]
     assert reading.usage["questions"] == len(backend.asked)
     assert "dictation" in reading.timings_s
-
-
-def test_streaming_gives_everything_in_order_and_the_reading_last(volume: Volume):
-    backend = FakeBackend(
-        answers={"effusion": "insertion: remove", "Why?": "because of it"},
-        chances={"a left nodule": 0.8, "images? Left effusion": 0.1},
-        regions=(RIGHT, LEFT),
-    )
-    made = CtReportPipeline(backend)(volume, "Left effusion.", None, "Why?", stream=True)
-    events = [e for e in made if not isinstance(e, Step)]
-    kinds = [type(e) for e in events]
-    assert kinds == [Finding, Discrepancy, Token, Token, Token, Reading]
-    last = events[-1]
-    assert isinstance(last, Reading)
-    assert last.findings == (events[0],)
-    assert last.discrepancies == (events[1],)
-    assert last == replace(
-        read(backend, volume, "Left effusion.", None, "Why?"), timings_s=last.timings_s
-    )
-
-
-def test_steps_tell_how_far_the_work_is(volume: Volume):
-    report = "Left effusion. No nodule."
-    backend = FakeBackend(answers={"Why?": "because of it"})
-    made = CtReportPipeline(backend)(volume, report, None, "Why?", stream=True)
-    steps = [e for e in made if isinstance(e, Step)]
-    stages = list(dict.fromkeys(s.stage for s in steps))
-    assert stages == ["read", "look", "findings", "review", "answer", "pictures"]
-    for stage in ("findings", "review"):
-        counted = [s.done for s in steps if s.stage == stage]
-        assert counted == sorted(set(counted))
-    assert [s.total for s in steps if s.stage == "review"] == [2, 2, 2]
-
-
-def test_a_closed_stream_asks_the_model_nothing_more(volume: Volume):
-    backend = FakeBackend()
-    made = CtReportPipeline(backend)(volume, "Left effusion. No nodule.", stream=True)
-    next(e for e in made if isinstance(e, Step) and e.stage == "findings")
-    asked = len(backend.asked)
-    made.close()
-    assert len(backend.asked) == asked
-    assert next(made, None) is None
-
-
-def test_a_follow_up_is_answered_about_the_same_study_or_not_at_all(volume: Volume):
-    backend = FakeBackend(answers={"Why?": "because of it"})
-    reading = read(backend, volume)
-    *tokens, last = follow_up(backend, volume, reading, "Why?")
-    assert "".join(t.text for t in tokens).strip() == last.text == "because of it"
-    away = replace(reading, warnings=(Problem("OUT_OF_RANGE", "far away"),))
-    asked = len(backend.asked)
-    *_, last = follow_up(backend, volume, away, "Why?")
-    assert last.text == ABSTAINS
-    assert len(backend.asked) == asked
 
 
 def test_many_studies_come_one_by_one_and_a_bad_one_is_named(volume: Volume, tmp_path: Path):

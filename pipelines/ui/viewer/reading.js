@@ -48,14 +48,15 @@ class Reading {
     if (value.reading) yield element("p", "cr-soft", this.cost(reading));
   }
 
-  progress({ stage, done, total }) {
+  progress({ stage, done, total, words: said }) {
     const bar = element("progress");
     const at = Math.max(STAGES.indexOf(stage), 0);
     bar.max = STAGES.length;
     bar.value = at + (total ? done / total : 0);
     const words = `${say(`stage_${stage}`)}${total ? ` ${done} / ${total}` : "…"}`;
     bar.setAttribute("aria-label", words);
-    return role("status", element("div", "cr-progress", bar, element("span", "", words)));
+    const steps = role("status", element("div", "cr-progress", bar, element("span", "", words)));
+    return said ? element("div", "", steps, element("p", "cr-soft cr-spoken", said)) : steps;
   }
 
   verdict({ agreement, points, alarms }) {
