@@ -202,6 +202,21 @@ def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(page: Any, 
     assert "sr.dcm" in zipfile.ZipFile(saved["reading_dicom.zip"]).namelist()
 
 
+def test_a_review_shows_the_models_words_while_it_says_them(page: Any):
+    open_sample(page)
+    page.evaluate(
+        """() => {
+          window.said = [];
+          const watch = () => said.push(document.querySelector(".cr-spoken")?.textContent ?? "");
+          new MutationObserver(watch).observe(document.body, { childList: true, subtree: true });
+        }"""
+    )
+    review(page)
+    said = {words for words in page.evaluate("said") if words.startswith("direction")}
+    assert "Right lung nodule" in max(said, key=len)
+    assert len(said) > 1
+
+
 def test_words_of_a_report_never_become_markup(page: Any, tmp_path: Path):
     attack = "No nodule. <img src=x onerror=\"document.title='owned'\"><script>1</script>"
     (tmp_path / "report.txt").write_text(attack)
