@@ -74,6 +74,16 @@ def test_a_picture_that_is_uploaded_is_shown_and_asked_about(page: Any, talk: An
     assert picture.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [64, 48]
 
 
+def test_a_video_that_is_uploaded_is_shown_with_a_player_and_asked_about(
+    page: Any, talk: Any, clip: Path
+):
+    page.locator('input[data-testid="file-upload"]').last.set_input_files(clip)
+    page.get_by_label("Remove file").or_(page.locator(".thumbnail-image")).first.wait_for()
+    say(page, "What is this?")
+    await_answers(talk, 1)
+    talk.locator("video").first.wait_for()
+
+
 def test_retry_asks_again_and_undo_gives_the_words_back(page: Any, talk: Any):
     page.get_by_role("button", name=TABLE["example_nodule"][0]).click()
     await_answers(talk, 1)
