@@ -84,6 +84,19 @@ def test_a_video_that_is_uploaded_is_shown_with_a_player_and_asked_about(
     talk.locator("video").first.wait_for()
 
 
+def test_a_recording_by_microphone_is_sent_as_sound(page: Any, talk: Any):
+    box = page.locator(".talk-box")
+    box.get_by_role("button", name="Record audio").click()
+    box.get_by_role("button", name="Start recording").click()
+    box.get_by_role("button", name="Stop recording").wait_for()
+    page.wait_for_timeout(1500)  # what is recorded
+    box.get_by_role("button", name="Stop recording").click()
+    box.get_by_role("button", name="Attach audio").wait_for()
+    say(page, "Transcribe.")
+    await_answers(talk, 1)
+    talk.get_by_test_id("waveform-Audio").wait_for()
+
+
 def test_retry_asks_again_and_undo_gives_the_words_back(page: Any, talk: Any):
     page.get_by_role("button", name=TABLE["example_nodule"][0]).click()
     await_answers(talk, 1)
