@@ -30,8 +30,7 @@ from multimodal.backends import (
 from multimodal.messages import Study, user
 from multimodal.process import BackendProcess
 from tests import makers
-
-WAIT_S = 60
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @dataclass
@@ -82,14 +81,6 @@ def process() -> Iterator[BackendProcess]:
     process.close()
 
 
-def until(true: Any) -> None:
-    """Wait for a condition, with a deadline."""
-    end = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-
-
 def test_calls_give_what_the_backend_itself_gives(process: BackendProcess) -> None:
     alone = Scripted(answers={"nodule": "right nodule"})
     asked = [user("a nodule ?")]
@@ -98,7 +89,7 @@ def test_calls_give_what_the_backend_itself_gives(process: BackendProcess) -> No
     assert process.estimate(asked) == alone.estimate(asked) == Estimate(3, 256)
     assert process.novelty(Study(None)) == makers.NEAR  # type: ignore[arg-type]
     assert process.pid != os.getpid()
-    until(lambda: process.load().running == 1)
+    wait_until(lambda: process.load().running == 1, "one runs")
 
 
 def test_an_error_of_one_request_crosses_and_hurts_no_other(process: BackendProcess) -> None:
@@ -120,16 +111,16 @@ def test_closing_an_answer_cancels_it_in_the_child_even_from_another_thread(
     seen: list[Any] = []
     reader = threading.Thread(target=lambda: seen.extend(stream))
     reader.start()
-    until(lambda: seen)
+    wait_until(lambda: seen, "it is seen")
     stream.close()
-    reader.join(WAIT_S)
+    reader.join(PATIENCE_S)
     assert not reader.is_alive()
-    until(lambda: "endless closed" in process.load().counters)
+    wait_until(lambda: "endless closed" in process.load().counters, "it is closed")
 
 
 def test_a_dropped_answer_is_cancelled(process: BackendProcess) -> None:
     next(process.generate([user("endless dropped")]))
-    until(lambda: "endless dropped" in process.load().counters)
+    wait_until(lambda: "endless dropped" in process.load().counters, "it is dropped")
 
 
 def test_when_the_process_is_killed_everyone_waiting_is_told_and_it_comes_back() -> None:
@@ -143,8 +134,8 @@ def test_when_the_process_is_killed_everyone_waiting_is_told_and_it_comes_back()
     for stream in streams:
         with pytest.raises(ModelUnavailable, match="started again"):
             collect(stream)
-    until(lambda: process.restarts == 1)
-    process.wait_ready(WAIT_S)
+    wait_until(lambda: process.restarts == 1, "it is started again")
+    process.wait_ready(PATIENCE_S)
     assert process.alive
     assert process.pid != first
     assert collect(process.generate([user("list")])).text == "no findings"
@@ -156,12 +147,12 @@ def test_when_the_process_is_killed_everyone_waiting_is_told_and_it_comes_back()
 
 def test_a_process_that_stands_still_is_not_alive() -> None:
     process = BackendProcess(Scripted, silent_s=1.0)
-    until(lambda: process.alive)
+    wait_until(lambda: process.alive, "it lives")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
-    until(lambda: not process.alive)
+    wait_until(lambda: not process.alive, "it is dead")
     os.kill(process.pid, signal.SIGCONT)
-    until(lambda: process.alive)
+    wait_until(lambda: process.alive, "it lives")
     process.close()
 
 
@@ -180,7 +171,7 @@ def test_a_model_that_cannot_be_loaded_is_told_at_once_and_not_tried_again() -> 
         BackendProcess(_fails)
     process = BackendProcess(_fails, wait=False)
     with pytest.raises(ModelNotFound, match="nowhere"):
-        process.wait_ready(WAIT_S)
+        process.wait_ready(PATIENCE_S)
     assert process.restarts == 0
 
 
@@ -209,8 +200,8 @@ def test_a_killed_engine_tells_all_who_wait_and_answers_again_as_before(volume: 
     for stream in streams:
         with pytest.raises(ModelUnavailable, match="started again"):
             collect(stream)
-    until(lambda: process.restarts == 1)
-    process.wait_ready(WAIT_S)
+    wait_until(lambda: process.restarts == 1, "it is started again")
+    process.wait_ready(PATIENCE_S)
     assert [collect(process.generate(one, options)).text for one in asked] == wanted
     here.close()
     process.close()

@@ -6,8 +6,6 @@ import os
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +26,7 @@ from pipelines import pipeline
 from tests import makers
 from tests.archive import SOCKETS_LEFT_OPEN, Orthanc, free_port
 from tests.makers import FakeBackend
+from tests.waiting import wait_until
 
 pytestmark = [*SOCKETS_LEFT_OPEN, pytest.mark.usefixtures("collected")]
 LOCAL = {"ORTHANC": "127.0.0.1", "SENDER": "127.0.0.1"}
@@ -117,14 +116,6 @@ def test_node_that_is_absent_or_does_not_know_us_is_told_apart(orthanc: Orthanc)
 @pytest.fixture
 def one_file(phantom_series: Path) -> Path:
     return sorted(phantom_series.iterdir())[0]
-
-
-def _wait_for(done: Callable[[], bool]) -> None:
-    """Until it is true, or fail after a minute."""
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _sender(receiver: Receiver, title: str = "SENDER", called: str = "CROSSREAD") -> Peer:
@@ -222,7 +213,7 @@ def test_more_associations_than_allowed_are_turned_away(one_file: Path, tmp_path
         Receiver(tmp_path, Rules(LOCAL, port=0, max_associations=1)) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port)),
     ):
-        _wait_for(lambda: bool(receiver._server.active_associations))
+        wait_until(lambda: receiver._server.active_associations, "somebody is connected")
         with pytest.raises((Refused, Unreachable), match="CROSSREAD"):
             send(_sender(receiver), [one_file])
 
@@ -233,5 +224,5 @@ def test_nothing_keeps_running_when_the_node_ends(one_file: Path, tmp_path: Path
     with Receiver(tmp_path, Rules(LOCAL, port=0), complete.append) as receiver:
         send(_sender(receiver), [one_file])
     assert len(complete) == 1  # announced at the end, though the timeout had not passed
-    _wait_for(lambda: threading.active_count() <= before)
+    wait_until(lambda: threading.active_count() <= before, "its threads have ended")
     assert os.listdir(complete[0])  # noqa: PTH208

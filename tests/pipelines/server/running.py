@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,17 +19,7 @@ from pipelines.server.app import Life, create_app
 from pipelines.server.keys import Keys
 from pipelines.server.settings import Settings
 from tests.makers import FakeBackend
-
-PATIENCE_S = 60.0  # for what happens within milliseconds on an idle machine
-
-
-def wait_until(true: Callable[[], Any], what: str) -> Any:
-    """The first true value; fails after a deadline that no sound machine reaches."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := true()):
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.005)
-    return value
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @dataclass

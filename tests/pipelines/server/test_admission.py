@@ -14,7 +14,8 @@ from multimodal.backends import Usage
 from pipelines.server.admission import Admission
 from pipelines.server.failures import ApiError
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import Gated, Running, serving, wait_until
+from tests.pipelines.server.running import Gated, Running, serving
+from tests.waiting import wait_until
 
 
 def post(server: Running, text: str = "hello", **more: Any) -> Any:

@@ -16,7 +16,8 @@ import pytest
 
 from encoders.errors import InvalidOption
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import PATIENCE_S, gated_by, wait_until
+from tests.pipelines.server.running import gated_by
+from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("ray.serve", reason="needs Ray Serve; pip install 'crossread[ray]'")
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "hello"}]}

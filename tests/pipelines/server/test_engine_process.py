@@ -12,7 +12,8 @@ import pytest
 
 from multimodal.process import BackendProcess
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import Gated, Running, serving, wait_until
+from tests.pipelines.server.running import Gated, Running, serving
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import yaml
 
 from multimodal.backends import Finished, Load, Usage
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import Gated, Running, serving, wait_until
+from tests.pipelines.server.running import Gated, Running, serving
+from tests.waiting import wait_until
 
 FOLDER = Path(__file__).parents[3] / "spaces_config" / "monitoring"
 NAME = re.compile(r"crossread[\w:]+")

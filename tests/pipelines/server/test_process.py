@@ -17,7 +17,8 @@ import pytest
 
 from pipelines.server.process import run_server
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import PATIENCE_S, Gated, Running, wait_until
+from tests.pipelines.server.running import Gated, Running
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[3]
 

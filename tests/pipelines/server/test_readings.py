@@ -15,8 +15,9 @@ from pipelines.ct_report import CtReportPipeline
 from pipelines.server.keys import Keys
 from pipelines.server.settings import Settings
 from tests.makers import FakeBackend
-from tests.pipelines.server.running import Running, serving, wait_until
+from tests.pipelines.server.running import Running, serving
 from tests.pipelines.server.test_keys import line
+from tests.waiting import wait_until
 
 REPORT = "There is a 14 mm nodule in the left lung."
 

@@ -12,7 +12,8 @@ import pytest
 
 from multimodal.backends import Finished, Token, Usage
 from pipelines.server.settings import Settings
-from tests.pipelines.server.running import PATIENCE_S, Gated, Running, serving, wait_until
+from tests.pipelines.server.running import Gated, Running, serving
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def connect(server: Running, **more: Any) -> socket.socket:
