@@ -114,6 +114,9 @@ class MediaEncoder:
             self._closed = True
             self._kept.clear()
             self._news.notify()
+        # a thread that leaves torch while the interpreter goes would abort the process
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
 
     def _ask(
         self, kind: str, value: Any, tenant: str, revision: int

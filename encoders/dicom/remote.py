@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
@@ -311,11 +311,14 @@ class _Fetch:
         except RemoteError:  # whatever it was, asking for the whole finds out
             shutil.rmtree(frames)
             return self.whole(instance)
+        numbers = range(2, instance.num_frames + 1)
+        asked = [pool.submit(self._frame, instance, frames, number) for number in numbers]
         try:
-            numbers = range(2, instance.num_frames + 1)
-            list(pool.map(lambda number: self._frame(instance, frames, number), numbers))
+            for answer in asked:
+                answer.result()
             self._assemble(instance, sorted(frames.iterdir()))
         except (NotFound, BadAnswer, Refused):
+            wait([answer for answer in asked if not answer.cancel()])  # they write into the folder
             shutil.rmtree(frames)
             return self.whole(instance)
         shutil.rmtree(frames)

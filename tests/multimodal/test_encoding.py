@@ -115,3 +115,13 @@ def test_one_that_cannot_be_encoded_fails_alone(
         encoder.encode([("image", _picture(9)), ("image", grey)])
     assert all(found.result().embeds.isfinite().all() for found in waiting)
     assert encoder.encode([("image", _picture(9))])[1] == 0
+
+
+def test_no_thread_is_left_when_closing_returns(tiny_composite: Any) -> None:
+    """One that was still leaving torch while the interpreter went aborted the process."""
+    encoder = MediaEncoder(*tiny_composite)
+    encoder.encode([("image", _picture(0))])
+    thread = encoder._thread
+    assert thread is not None
+    encoder.close()
+    assert not thread.is_alive()

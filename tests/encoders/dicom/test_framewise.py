@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,28 @@ def test_object_comes_whole_where_the_server_gives_no_frames(
     assert fetch(server.url, tmp_path / "here", server.access) == []
     (file,) = (tmp_path / "here").iterdir()
     assert file.read_bytes() == enhanced.read_bytes()
+
+
+def test_nothing_is_under_way_when_the_whole_is_asked_for(
+    server: Server, enhanced: Path, tmp_path: Path
+) -> None:
+    """A late frame was written into the folder that was just being removed."""
+    refused, too_early = threading.Event(), []
+
+    def refuse() -> Any:
+        refused.set()
+        return 406, {}, b""
+
+    def late() -> Any:
+        refused.wait(10)
+        time.sleep(0.5)  # long enough to be overtaken
+        too_early.extend(p for p, _ in server.asked if p.endswith(tuple(server.files)))
+        return 406, {}, b""
+
+    server.routes["/frames/2"], server.routes["/frames/3"] = refuse, late
+    assert fetch(server.url, tmp_path / "here", server.access) == []
+    assert refused.is_set()
+    assert too_early == []
 
 
 @pytest.mark.parametrize(
