@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ Decoded = tuple[np.ndarray, str]  # a frame and its photometric meaning
 NUM_PROCESSES = max(min(os.cpu_count() or 1, 4), 1)
 _START_SECONDS = 120  # by the clock, to load a process's libraries
 _PATIENCE = 30  # seconds by the clock for one of CPU time, for systems that cannot limit that
+_LOOK_S = 1.0  # between two looks at who is late
 _TIME_IS_UP = int(getattr(signal, "SIGPROF", 0))
 # glibc gives a frame's memory back after each and faults it in anew: nearly half the time of a
 # JPEG lossless frame. Other C libraries do not know these names.
@@ -140,6 +142,7 @@ class _Process:
         assert self._process.stdin
         assert self._process.stdout
         self._in, self._out = self._process.stdin, self._process.stdout
+        self._late = False
         self._exchange(lambda: _receive(self._out), _START_SECONDS)  # until it has its libraries
 
     def ask(self, job: Job, codestream: bytes, limit_s: float) -> Decoded:
@@ -157,23 +160,22 @@ class _Process:
         self, exchange: Callable[[], tuple[dict[str, Any], bytes]], limit_s: float
     ) -> tuple[dict[str, Any], bytes]:
         """What comes back; a process that does not answer in time, by the clock, is ended."""
-        late = threading.Event()
-
-        def kill() -> None:
-            late.set()
-            self._process.kill()
-
-        timer = threading.Timer(limit_s, kill)
-        timer.start()
+        watch = _watch()
+        watch.expect(self, limit_s)
         try:
             return exchange()
         except (OSError, EOFError) as error:
             self.close()
-            if late.is_set() or self._process.returncode == -_TIME_IS_UP:
+            if self._late or self._process.returncode == -_TIME_IS_UP:
                 raise Hung("cannot be decoded: it took too long") from error
             raise Malformed("cannot be decoded: its decoder crashed") from error
         finally:
-            timer.cancel()
+            watch.forget(self)
+
+    def overdue(self) -> None:
+        """It did not answer in time: end it."""
+        self._late = True
+        self._process.kill()
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -184,6 +186,36 @@ class _Process:
             with contextlib.suppress(OSError):  # what was still to be written to a dead process
                 pipe.close()
         self._process.wait()
+
+
+class _Watch:
+    """Ends the processes that do not answer in time: a thread for all, a timer each cost too much."""
+
+    def __init__(self) -> None:
+        self._due: dict[_Process, float] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._look, name="dicom-watch", daemon=True).start()
+
+    def expect(self, process: _Process, limit_s: float) -> None:
+        with self._lock:
+            self._due[process] = time.monotonic() + limit_s
+
+    def forget(self, process: _Process) -> None:
+        with self._lock:
+            self._due.pop(process, None)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(_LOOK_S)
+            with self._lock:
+                for process, due in self._due.items():
+                    if time.monotonic() > due:
+                        process.overdue()
+
+
+@cache
+def _watch() -> _Watch:
+    return _Watch()
 
 
 class _Pool:
@@ -221,6 +253,7 @@ def _pool() -> _Pool:
 
 if hasattr(os, "register_at_fork"):  # nor write into its pipes
     os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_watch.cache_clear)
 
 
 def serve() -> None:
