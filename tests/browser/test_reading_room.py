@@ -213,8 +213,9 @@ def test_a_review_shows_the_models_words_while_it_says_them(page: Any):
     )
     review(page)
     said = {words for words in page.evaluate("said") if words.startswith("direction")}
-    assert "Right lung nodule" in max(said, key=len)
-    assert len(said) > 1
+    whole = "direction: Right lung nodule measuring 15 mm."
+    assert len(said) > 1  # how many of its words a browser draws is up to the browser
+    assert all(whole.startswith(words.strip()) for words in said)
 
 
 def test_words_of_a_report_never_become_markup(page: Any, tmp_path: Path):
