@@ -28,11 +28,6 @@ class Scheduler:
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
-    @property
-    def backlog_tokens(self) -> int:
-        """Prompt tokens that are still to be run."""
-        return sum(s.length - s.done for s in (*self.waiting, *self.running) if s.is_prefilling)
-
     def __iter__(self) -> Iterator[Sequence]:
         return iter((*self.running, *self.waiting))
 

@@ -374,6 +374,22 @@ GEMMA4 = (
 )
 
 
+def gemma4_tokenizer() -> tuple[Any, dict[str, int]]:
+    """Gemma 4's tokenizer, and the ids of its special tokens as its configurations name them."""
+    named = {
+        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+        "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
+    }  # fmt: skip
+    made = tokenizer(["<|turn>", "<turn|>", "<|video|>"], GEMMA4, bos_token="<bos>",
+                     eos_token="<eos>", pad_token="<pad>", **named)  # fmt: skip
+    ids = ids_of(
+        made, image_token_id="<|image|>", boi_token_id="<|image>", eoi_token_id="<image|>",
+        video_token_id="<|video|>", audio_token_id="<|audio|>", boa_token_id="<|audio>",
+        eoa_token_index="<audio|>",
+    )  # fmt: skip
+    return made, ids
+
+
 def save_gemma4_unified(folder: Path) -> Path:
     """The newest Gemma of transformers 5.23: pictures, sound and video without towers."""
     import torch
@@ -386,25 +402,14 @@ def save_gemma4_unified(folder: Path) -> Path:
         Gemma4UnifiedVideoProcessor,
     )
 
-    named = {
-        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
-        "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
-    }  # fmt: skip
-    made = tokenizer(["<|turn>", "<turn|>", "<|video|>"], GEMMA4, bos_token="<bos>",
-                     eos_token="<eos>", pad_token="<pad>", **named)  # fmt: skip
-    ids = ids_of(
-        made, image_token_id="<|image|>", boi_token_id="<|image>", eoi_token_id="<image|>",
-        video_token_id="<|video|>", audio_token_id="<|audio|>", boa_token_id="<|audio>",
-        eoa_token_index="<audio|>",
-    )  # fmt: skip
+    made, ids = gemma4_tokenizer()
     torch.manual_seed(0)
     text = {**TEXT, "vocab_size": len(made), "head_dim": 8, "sliding_window": 64,
             "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
     vision = {"mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 64}
     config = Gemma4UnifiedConfig(text_config=text, vision_config=vision, audio_config={}, **ids)
     model = Gemma4UnifiedForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids_of(made, eos="<eos>", turn="<turn|>").values()
-    model.generation_config.eos_token_id = list(model.generation_config.eos_token_id)
+    model.generation_config.eos_token_id = list(ids_of(made, eos="<eos>", turn="<turn|>").values())
     model.save_pretrained(folder)
     processor = Gemma4UnifiedProcessor(
         Gemma4UnifiedAudioFeatureExtractor(), Gemma4UnifiedImageProcessor(max_soft_tokens=70), made,

@@ -12,6 +12,7 @@ from tests.multimodal.native_zoo import (
     QWEN_VL,
     SIGLIP,
     TEXT,
+    gemma4_tokenizer,
     ids_of,
     tokenizer,
 )
@@ -31,17 +32,7 @@ def save_gemma4(folder: Path) -> Path:
         Gemma4VideoProcessor,
     )
 
-    named = {
-        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
-        "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
-    }  # fmt: skip
-    made = tokenizer(["<|turn>", "<turn|>", "<|video|>"], GEMMA4, bos_token="<bos>",
-                     eos_token="<eos>", pad_token="<pad>", **named)  # fmt: skip
-    ids = ids_of(
-        made, image_token_id="<|image|>", boi_token_id="<|image>", eoi_token_id="<image|>",
-        video_token_id="<|video|>", audio_token_id="<|audio|>", boa_token_id="<|audio>",
-        eoa_token_index="<audio|>",
-    )  # fmt: skip
+    made, ids = gemma4_tokenizer()
     torch.manual_seed(0)
     text = {**TEXT, "vocab_size": len(made), "head_dim": 8, "sliding_window": 64,
             "layer_types": ["sliding_attention", "full_attention"],

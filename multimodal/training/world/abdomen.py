@@ -36,8 +36,7 @@ class Abdomen:
     @property
     def field_mm(self) -> tuple[float, float]:
         """The whole trunk."""
-        side = 2 * (self.person.width + self.person.fat)
-        return side + 10, side + 70
+        return self.person.trunk_field_mm
 
     @property
     def length_mm(self) -> tuple[float, float]:

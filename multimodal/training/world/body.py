@@ -61,6 +61,12 @@ class Person:
         """0 without contrast, about 1 in the portal phase, more in the arterial one."""
         return max(0.0, (self.blood_hu - 45.0) / 110.0)
 
+    @property
+    def trunk_field_mm(self) -> tuple[float, float]:
+        """Least and most side of a square field that shows the trunk whole."""
+        side = 2 * (self.width + self.fat)
+        return side + 10, side + 70
+
 
 def random_person(rng: np.random.Generator) -> Person:
     """A grown-up of any build; half of them without contrast."""

@@ -64,8 +64,7 @@ class Chest:
     @property
     def field_mm(self) -> tuple[float, float]:
         """Everything but the tips of wide shoulders is in the field."""
-        side = 2 * (self.person.width + self.person.fat)
-        return side + 10, side + 70
+        return self.person.trunk_field_mm
 
     @property
     def length_mm(self) -> tuple[float, float]:
