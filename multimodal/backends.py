@@ -324,16 +324,17 @@ def load_backend(
     device: str = "auto",
     dtype: str = "auto",
     sparsity: float | None = None,
+    objective: str | None = None,
 ) -> Backend:
     """The backend for a model folder, Hub id or server; None loads the shipped demo checkpoint.
 
     A folder or Hub id may hold a composite or any checkpoint of transformers that answers in words.
     A server is the address of an OpenAI-compatible API, `https://host/v1`, with `#name` behind it
-    where it serves several models.
+    where it serves several models. `objective` is the engine's: "ttft", "throughput" or "even".
 
     Raises:
-        InvalidOption: device, dtype or sparsity for a server, an address that cannot be used, or
-            sparsity for a checkpoint that is no composite.
+        InvalidOption: device, dtype, sparsity or objective for a server, an address that cannot be
+            used, or sparsity for a checkpoint that is no composite.
         RemoteError: the server cannot be used.
         ModelNotFound: no model there.
         IncompatibleModel: a model this project cannot run.
@@ -341,9 +342,9 @@ def load_backend(
     if isinstance(model, str) and model.startswith(("http://", "https://")):
         from multimodal.remote import RemoteBackend
 
-        if (device, dtype, sparsity) != ("auto", "auto", None):
+        if (device, dtype, sparsity, objective) != ("auto", "auto", None, None):
             raise InvalidOption(
-                "a server runs its model its own way: leave out device, dtype, sparsity"
+                "a server runs its model its own way: leave out device, dtype, sparsity, objective"
             )
         return RemoteBackend(model)
     from multimodal.configuration import MultimodalConfig
@@ -353,10 +354,12 @@ def load_backend(
         from multimodal.local import LocalBackend
 
         return LocalBackend.from_pretrained(
-            model or DEMO, device=device, dtype=dtype, sparsity=sparsity
+            model or DEMO, device=device, dtype=dtype, sparsity=sparsity, objective=objective
         )
     from multimodal.native import NativeBackend
 
     if sparsity is not None:
         raise InvalidOption("sparsity is for composites; leave it out, or join one by compose()")
-    return NativeBackend.from_pretrained(model or DEMO, device=device, dtype=dtype)
+    return NativeBackend.from_pretrained(
+        model or DEMO, device=device, dtype=dtype, objective=objective
+    )

@@ -1,8 +1,8 @@
 """The native backend: a checkpoint that transformers implements, multimodal or reading only.
 
-Its processor writes the prompt (`multimodal.native_prompt`). A multimodal one runs by transformers'
-own steps (`native_loop`), one that only reads on the engine (`native_engine`). Knows no pipeline and
-no report.
+Its processor writes the prompt (`multimodal.native_prompt`). One whose decoder can be packed runs on
+the engine (`native_engine`), any other multimodal one by transformers' own steps (`native_loop`).
+Knows no pipeline and no report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import ContextOverflow
+from encoders.errors import ContextOverflow, IncompatibleModel
 from multimodal.backends import (
     Capabilities,
     Estimate,
@@ -25,6 +25,7 @@ from multimodal.backends import (
     Novelty,
     Token,
 )
+from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.loading import weights_sha256
 from multimodal.messages import Message, Study
@@ -32,6 +33,7 @@ from multimodal.native_engine import EngineLoop
 from multimodal.native_families import family_of
 from multimodal.native_loading import load_native
 from multimodal.native_loop import OwnLoop, Request
+from multimodal.native_merging import Merger, merger_of
 from multimodal.native_prompt import Prompt, Prompter
 from multimodal.sizes import measure_media
 
@@ -42,27 +44,48 @@ class NativeBackend:
     """Runs a checkpoint of transformers in this process; several threads may ask at once."""
 
     def __init__(
-        self, model: Any, processor: Any, name: str = "native", *, folder: Path | None = None
+        self,
+        model: Any,
+        processor: Any,
+        name: str = "native",
+        *,
+        folder: Path | None = None,
+        objective: str | None = None,
     ) -> None:
         self.model, self.processor, self.name, self._folder = model, processor, name, folder
         text_config = model.config.get_text_config(decoder=True)
         max_len = int(getattr(text_config, "max_position_embeddings", 0) or 2**31)
         self.prompter = Prompter(processor, family_of(model.config.model_type), name, max_len)
-        reads = self.prompter.modalities == {"text"}
-        self.loop: OwnLoop | EngineLoop = EngineLoop(model, max_len) if reads else OwnLoop(model)
+        self.loop = self._make_loop(max_len, objective)
         self._max_len = min(max_len, self.loop.capacity())
         self._lock = threading.Lock()  # fast tokenizers are not made for several threads
         self._decoder = copy.deepcopy(self.prompter.tokenizer)  # the loop's own
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, device: str = "auto", dtype: str = "auto"
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        objective: str | None = None,
     ) -> NativeBackend:
         """Load a checkpoint's folder or Hub id; see `load_native`."""
         network, processor = load_native(model, device=device, dtype=dtype)
         folder = Path(model)
         home = folder if folder.is_dir() else None
-        return cls(network, processor, folder.resolve().name if home else str(model), folder=home)
+        name = folder.resolve().name if home else str(model)
+        return cls(network, processor, name, folder=home, objective=objective)
+
+    def _make_loop(self, max_len: int, objective: str | None) -> OwnLoop | EngineLoop:
+        kinds = sorted(self.prompter.kinds)
+        if not kinds:
+            return EngineLoop(Merger(self.model, self.model), max_len, objective)
+        try:
+            merger = merger_of(self.model, map(self.prompter.sample, kinds))
+        except IncompatibleModel as why:
+            return OwnLoop(self.model, f"it runs by transformers' own loop: {why}")
+        return EngineLoop(merger, max_len, objective)
 
     def capabilities(self) -> Capabilities:
         """What this checkpoint can do; what it was validated on, it does not say."""
@@ -89,6 +112,10 @@ class NativeBackend:
     def load(self) -> Load:
         """How busy this backend is now."""
         return self.loop.load()
+
+    def diagnose(self) -> Diagnosis:
+        """What was chosen on this machine, and why; an engine runs a few steps to see."""
+        return self.loop.diagnose()
 
     def close(self) -> None:
         """Let go of threads and memory; answers under way end as cancelled."""

@@ -1,31 +1,38 @@
-"""How a checkpoint that only reads is run: by the engine, many requests together.
+"""How a checkpoint of transformers is run on the engine: many requests together.
 
 A causal language model whose attention the engine cannot pack runs there too, one request after the
-other. Token ids in, events out.
+other. Prompts in, events out.
 """
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
-
-import torch
+from dataclasses import replace
 
 from multimodal.backends import Finished, Load, Token
 from multimodal.engine.assembly import assemble, objective_of
+from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.engine import Engine
 from multimodal.events import EventStream
 from multimodal.native_loop import Request
+from multimodal.native_merging import Merger
 
 
 class EngineLoop:
-    """Runs requests on an engine of their own."""
+    """Runs requests on an engine of their own.
 
-    def __init__(self, model: Any, max_len: int, objective: str | None = None) -> None:
-        self.model = model
-        assembled = assemble(model, max_len, objective_of(objective))
-        self.engine, self.one_by_one = assembled.engine, assembled.one_by_one
+    Args:
+        merger: makes embeddings of prompts for the model that writes.
+        max_len: positions that it was made for.
+        objective: see `objective_of`.
+    """
+
+    def __init__(self, merger: Merger, max_len: int, objective: str | None = None) -> None:
+        self._merger = merger
+        self._assembled = assemble(merger.words, max_len, objective_of(objective))
+        self.engine, self.one_by_one = self._assembled.engine, self._assembled.one_by_one
         weakref.finalize(self, Engine.close, self.engine)
 
     def capacity(self) -> int:
@@ -36,8 +43,13 @@ class EngineLoop:
         """How busy the engine is now."""
         return self.engine.load()
 
+    def diagnose(self) -> Diagnosis:
+        """What the engine chose on this machine, and why; runs a few steps to see."""
+        return self._assembled.diagnose()
+
     def forget(self) -> None:
-        """Nothing: the engine gives room to whoever needs it."""
+        """Let go of encoded media; the engine itself gives room to whoever needs it."""
+        self._merger.forget()
 
     def close(self) -> None:
         """End its thread; requests under way end as cancelled."""
@@ -45,10 +57,11 @@ class EngineLoop:
 
     def answer(self, request: Request) -> Iterator[Token | Finished]:
         """The events of a request; closing the iterator cancels it."""
+        started = time.perf_counter()
+        embedded = self._merger.embed(request.prompt, request.options.tenant)
+        encode_s = request.encode_s + time.perf_counter() - started
         stream = EventStream(lambda: self.engine.cancel(sequence))
-        answer = request.answer(stream.put)
-        with torch.inference_mode():
-            embeds = self.model.get_input_embeddings()(request.ids.to(self.model.device))
-        sequence = request.sequence(embeds, answer.tell)
+        answer = replace(request, encode_s=encode_s).answer(stream.put, embedded.num_encoded)
+        sequence = request.sequence(embedded.embeds, embedded.content, answer.tell)
         self.engine.submit(sequence)
         return stream

@@ -1,4 +1,4 @@
-"""How a native checkpoint is run: by transformers' own steps, one request at a time, token by token.
+"""How a native checkpoint runs that the engine cannot: by transformers' own steps, in turns of a token.
 
 Its own `generate` prepares the model, so whatever a family does with positions, masks and media is
 done as there. The last study's keys and values are kept. Tensors and token ids in, events out.
@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
 from multimodal.backends import Finished, GenerateOptions, Load, Token, Usage
 from multimodal.engine import sequence as seq
+from multimodal.engine.doctor import Choice, Diagnosis, placed
 from multimodal.engine.sampling import pick
 from multimodal.native_families import ADAPTERS
+from multimodal.native_merging import moved
 from multimodal.native_prompt import Prompt
 from multimodal.rewind import can_crop, crop, fork, slides
 from multimodal.streaming import Answer
@@ -31,7 +34,7 @@ class Request:
 
     Attributes:
         asked_s: when it came, by the monotonic clock.
-        encode_s: seconds that the prompt took to write.
+        encode_s: seconds that the prompt took to write, and its media to encode.
         choices: token ids of each choice.
         ends: tokens that end an answer.
     """
@@ -45,17 +48,19 @@ class Request:
     ends: frozenset[int] = frozenset()
     constraint: seq.Constraint | None = None
 
-    def answer(self, put: Callable[[Any], None], num_encoded: int = 0) -> Answer:
+    def answer(self, put: Callable[[Any], None], num_encoded: int) -> Answer:
         """What turns outcomes into events."""
         timings_s = {"encode": self.encode_s}
         usage = Usage(len(self.ids), 0, num_encoded, timings_s)
         finished = Finished("", "stop", usage, problems=self.prompt.problems)
         return Answer(put, self.tokenizer, self.options, finished)
 
-    def sequence(self, embeds: torch.Tensor, tell: Callable[[seq.Outcome], bool]) -> seq.Sequence:
+    def sequence(
+        self, embeds: torch.Tensor, content: np.ndarray, tell: Callable[[seq.Outcome], bool]
+    ) -> seq.Sequence:
         """The request as the engine sees it."""
         return seq.Sequence(
-            self.options, embeds, self.ids.numpy(), tell, self.ends, self.choices, self.constraint,
+            self.options, embeds, content, tell, self.ends, self.choices, self.constraint,
             asked_s=self.asked_s,
         )  # fmt: skip
 
@@ -108,12 +113,15 @@ class _Run:
 
 
 class OwnLoop:
-    """Runs requests by transformers' own steps; several are answered in turns of a token."""
+    """Runs requests by transformers' own steps; several are answered in turns of a token.
 
-    one_by_one = "it runs by transformers' own loop"
+    Args:
+        model: the checkpoint.
+        one_by_one: why it does not run on the engine.
+    """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, one_by_one: str) -> None:
+        self.model, self.one_by_one = model, one_by_one
         self._lock = threading.Lock()
         self._prefix: _Prefix | None = None
         self._running, self._closed = 0, False
@@ -132,6 +140,12 @@ class OwnLoop:
     def load(self) -> Load:
         """How busy it is now."""
         return Load(running=min(self._running, 1), waiting=max(self._running - 1, 0), slots=1)
+
+    def diagnose(self) -> Diagnosis:
+        """Where it runs and why no engine runs it; nothing is chosen by measuring."""
+        return Diagnosis(
+            (*placed(self.model), Choice("batching", "one by one", self.one_by_one)), {}
+        )
 
     def forget(self) -> None:
         """Let go of what is kept of the last study."""
@@ -162,7 +176,7 @@ class OwnLoop:
         cache = self._shared(request.prompt, request.options.tenant)
         num_encoded = len(request.prompt.kinds) if cache is None else 0
         answer = request.answer(events.append, num_encoded)
-        sequence = request.sequence(torch.empty(0), answer.tell)
+        sequence = request.sequence(torch.empty(0), request.ids.numpy(), answer.tell)
         if sequence.is_late(time.monotonic()):
             answer.tell(seq.Ended("timeout"))
             yield from events
@@ -222,7 +236,7 @@ class OwnLoop:
 
     def _prefill(self, prompt: Prompt, cache: DynamicCache | None) -> _Run:
         """The model after the prompt; of media that `cache` holds already only the words run."""
-        tensors = {k: self._moved(v) for k, v in prompt.tensors.items()}
+        tensors = moved(self.model, prompt.tensors)
         if cache is None:
             cache = self._new_cache()
         else:
@@ -232,10 +246,6 @@ class OwnLoop:
             **tensors, past_key_values=cache, custom_generate=_begin, do_sample=False,
             max_new_tokens=1,
         )  # fmt: skip
-
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        dtype = self.model.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self.model.device, dtype)
 
     def _new_cache(self) -> DynamicCache | None:
         """An empty cache that can be wound back; None for models that bring one of their own."""

@@ -144,6 +144,22 @@ class Prompter:
         except jinja2.TemplateError as error:
             raise InvalidMessage(f"{self.name} refuses the conversation: {error}") from error
 
+    def sample(self, kind: Kind) -> Prompt:
+        """A short prompt with a small medium of this kind, to try the model with."""
+        from PIL.Image import new
+
+        picture = new("RGB", (64, 64))
+        if kind == "image":
+            shown = self._show(Image(picture), "")
+        elif kind == "audio":
+            shown = self._show(Audio(np.zeros(16000, np.float32), 16000), "")
+        else:
+            shown = self._film([(picture, float(second)) for second in range(4)])
+        words = {"type": "text", "text": "word"}
+        return self._prompt(
+            self.render([{"role": "user", "content": [{"type": kind}, words]}]), [shown]
+        )
+
     def encode_choice(self, choice: str, prompt: Prompt | None = None) -> list[int]:
         """A choice's tokens; after a colon the answer begins with a space."""
         lead = " " if prompt and prompt.text.endswith(":") else ""
@@ -247,7 +263,9 @@ class Prompter:
             heard = (Source("audio", seconds=(0.0, len(sound) / 16000)),)
             return Shown("audio", (sound,), heard, _digest(sound))
         if isinstance(part, Video):
-            return _video(part, getattr(self.processor.video_processor, "temporal_patch_size", 1))
+            from encoders.video import sample_frames
+
+            return self._film(sample_frames(Path(part.video), NUM_VIDEO_FRAMES))
         assert isinstance(part, Study)
         digest = getattr(part.study, "digest", "")
         key = digest and f"{tenant} {digest}"
@@ -259,6 +277,9 @@ class Prompter:
             while len(self._kept) > _NUM_KEPT:
                 del self._kept[next(iter(self._kept))]
         return shown
+
+    def _film(self, frames: Sequence[tuple[Any, float]]) -> Shown:
+        return _film(frames, getattr(self.processor.video_processor, "temporal_patch_size", 1))
 
     def _study(self, part: Study) -> Shown:
         """A study's pictures, of as many slices as fit the context, evenly by position."""
@@ -391,16 +412,13 @@ def _whole(shown: Shown, index: int) -> Source:
     return Source(first.modality, part=index, seconds=(first.seconds[0], last.seconds[1]))
 
 
-def _video(part: Video, together: int) -> Shown:
+def _film(frames: Sequence[tuple[Any, float]], together: int) -> Shown:
     """Frames `[n, h, w, 3]` and when each was, in milliseconds as transformers' metadata has it.
 
     So many frames `together` become the tokens of one moment, and have one source.
     """
     from transformers.video_utils import VideoMetadata
 
-    from encoders.video import sample_frames
-
-    frames = sample_frames(Path(part.video), NUM_VIDEO_FRAMES)
     stack = np.stack([np.asarray(image) for image, _ in frames])
     moments = [round(1000 * second) for _, second in frames]
     gap = (moments[-1] - moments[0]) / max(len(frames) - 1, 1) or 1000

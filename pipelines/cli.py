@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
+from encoders.errors import (
+    CrossReadError,
+    InputError,
+    InvalidOption,
+    MissingInput,
+    ModelError,
+    RemoteError,
+)
 from pipelines import pacs, space
 from pipelines.options import (
     AllowBurnedIn,
@@ -244,14 +251,15 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what the engine chooses for a composite on this machine, and by which measurements."""
-    from multimodal.backends import DEMO
-    from multimodal.local import LocalBackend
+    """Tell what the engine chooses for a model on this machine, and by which measurements."""
+    from multimodal.backends import load_backend
     from pipelines.terminal import describe_diagnosis
 
     _hide_progress()
-    chosen = {"device": device, "sparsity": sparsity, "objective": objective}
-    told = LocalBackend.from_pretrained(model or DEMO, **chosen).diagnose()  # type: ignore[arg-type]
+    backend = load_backend(model, device=device, sparsity=sparsity, objective=objective)
+    if (diagnose := getattr(backend, "diagnose", None)) is None:
+        raise InvalidOption("a server's engine cannot be asked; run doctor where the model lies")
+    told = diagnose()
     typer.echo(_json(told.to_dict()) if as_json else describe_diagnosis(told))
 
 

@@ -53,7 +53,9 @@ def describe_diagnosis(told: Diagnosis) -> str:
     """Each choice of the engine with its reason, then what steps cost."""
     lines = [f"{choice.what:10} {choice.value:22} {choice.why}" for choice in told.choices]
     costs = ", ".join(f"{rows}: {1e3 * s:.1f} ms" for rows, s in told.step_seconds.items())
-    return "\n".join([*lines, f"{'steps':10} measured by their tokens: {costs}"])
+    if costs:
+        lines.append(f"{'steps':10} measured by their tokens: {costs}")
+    return "\n".join(lines)
 
 
 def describe_export(done: Exported) -> str:

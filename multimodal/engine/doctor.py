@@ -51,8 +51,7 @@ def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Di
     room, each = engine.runner.capacity(), bytes_per_place(model)
     choices = [
         Choice("objective", adaptive.objective, "CROSSREAD_OBJECTIVE or --objective"),
-        Choice("device", str(model.device), "a GPU where there is one"),
-        Choice("dtype", str(model.dtype).removeprefix("torch."), _why_dtype(model, tuned)),
+        *placed(model, _gain(tuned)),
         Choice("threads", str(tuned.threads), _why_threads(tuned)),
         Choice("batching", "one by one" if tuned.one_by_one else "continuous",
                tuned.one_by_one or "packed passes were tried and give what the model gives"),
@@ -64,6 +63,16 @@ def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Di
         Choice("MLPs", _mlps(tuned), _why_mlps(tuned)),
     ]  # fmt: skip
     return Diagnosis(tuple(choices), adaptive.costs())
+
+
+def placed(model: Any, bfloat16: str = "") -> tuple[Choice, ...]:
+    """Where a model is and in which numbers; `bfloat16` says what that would gain on a CPU."""
+    on_cpu = model.device.type == "cpu"
+    why = f"exact{bfloat16}" if on_cpu else "the checkpoint's"
+    return (
+        Choice("device", str(model.device), "a GPU where there is one"),
+        Choice("dtype", str(model.dtype).removeprefix("torch."), why),
+    )
 
 
 def _exercise(engine: Engine, model: Any) -> None:
@@ -85,10 +94,8 @@ def _exercise(engine: Engine, model: Any) -> None:
             ended.wait()
 
 
-def _why_dtype(model: Any, tuned: Tuned) -> str:
-    if model.device.type != "cpu":
-        return "the checkpoint's"
-    return f"exact; bfloat16 multiplies {tuned.bfloat16_gain:.2f} times as fast (dtype=bfloat16)"
+def _gain(tuned: Tuned) -> str:
+    return f"; bfloat16 multiplies {tuned.bfloat16_gain:.2f} times as fast (dtype=bfloat16)"
 
 
 def _why_threads(tuned: Tuned) -> str:

@@ -398,7 +398,8 @@ def why_not_packed(model: Any) -> str:
     if getattr(config, "kv_lora_rank", None):
         return f"{name} compresses its keys and values (MLA)"
     if "mrope_section" in rope or rope.get("rope_type") in ("dynamic", "longrope"):
-        return f"{name} turns positions in a way of its own ({rope.get('rope_type', 'mrope')})"
+        way = "mrope" if "mrope_section" in rope else rope["rope_type"]
+        return f"{name} turns positions in a way of its own ({way})"
     if not getattr(model, "_supports_attention_backend", False) or hasattr(model, "hf_device_map"):
         return f"{name} does not let its attention be chosen, or lies on several devices"
     return ""
