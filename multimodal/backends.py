@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from encoders.errors import InvalidMessage, InvalidOption
 from encoders.features import Modality, Problem, Source
+from multimodal.measures import Measured
 from multimodal.messages import Message, Study
 
 DEMO = Path(__file__).parent / "demo"
@@ -145,12 +146,17 @@ class Region:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one request cost; `encoded_media` counts media encoded anew, not taken from the cache."""
+    """What one request cost; `encoded_media` counts media encoded anew, not taken from the cache.
+
+    `media_tokens` are those of the prompt that stand for media, by modality; None where the backend
+    cannot tell them from words.
+    """
 
     prompt_tokens: int
     new_tokens: int
     encoded_media: int
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    media_tokens: Mapping[Modality, int] | None = field(default_factory=dict)
 
 
 def total_usage(spent: Iterable[Usage]) -> dict[str, int]:
@@ -256,7 +262,9 @@ class Load:
         kv_used: share of the memory for keys and values that running requests hold, 0 to 1.
         backlog_tokens: prompt tokens accepted and not yet run.
         tokens_per_s: prompt and answer tokens run in a second, as measured; 0 before the first.
-        counters: totals since the start, by name (`encoder_cache_hits`, `steps`, ...).
+        chunk: prompt tokens of one step at most, as chosen just now; 0 where nothing is chosen.
+        counters: totals since the start, by name (`failed`, `reused_tokens`, ...).
+        measured: more of them, and distributions, by name and label.
     """
 
     running: int = 0
@@ -265,7 +273,9 @@ class Load:
     kv_used: float = 0.0
     backlog_tokens: int = 0
     tokens_per_s: float = 0.0
+    chunk: int = 0
     counters: Mapping[str, float] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ import torch
 
 from encoders.errors import InvalidPixels, ModelError, UnreadableAudio
 from multimodal.backends import Region
+from multimodal.measures import Measures
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import Medium, MultimodalProcessor
 
@@ -58,16 +60,6 @@ class _Job:
     done: Future[Encoded]
 
 
-@dataclass
-class EncoderCounters:
-    """Totals since the start."""
-
-    encoder_cache_queries: int = 0
-    encoder_cache_hits: int = 0
-    encoder_batches: int = 0
-    encoder_media: int = 0
-
-
 class MediaEncoder:
     """Encodes media of many requests, from any thread; `close` ends its own.
 
@@ -75,6 +67,9 @@ class MediaEncoder:
         model: its towers and projectors.
         processor: prepares (decodes) a part, on the asking thread.
         budget_bytes: of what is kept; the longest unused go first.
+
+    Attributes:
+        measures: how long media take to prepare and to encode, batches, and the cache, by modality.
     """
 
     def __init__(
@@ -84,7 +79,7 @@ class MediaEncoder:
         *,
         budget_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.counters = EncoderCounters()
+        self.measures = Measures()
         self._parameters = tuple(model.parameters())
         self._model, self._processor, self._budget = model, processor, budget_bytes
         self._kept: OrderedDict[Key, Encoded] = OrderedDict()
@@ -126,17 +121,18 @@ class MediaEncoder:
         with self._news:
             if self._closed:
                 raise ModelError("the model was closed; load it again")
-            self.counters.encoder_cache_queries += 1
-            found = self._find((tenant, revision, digest)) if digest else None
+            self.measures.count("encoder_cache_queries", kind)
+            found = self._find((tenant, revision, digest), kind) if digest else None
         if found is not None:
             return found, False
-        medium = self._processor.prepare(kind, value)
+        with self.measures.timed("media_decode_seconds", kind):
+            medium = self._processor.prepare(kind, value)
         _check_finite(medium)
         key = (tenant, revision, digest or medium_digest(medium))
         with self._news:
             if self._closed:  # meanwhile: its thread takes no more
                 raise ModelError("the model was closed; load it again")
-            found = self._find(key)
+            found = self._find(key, kind)
             if found is not None and _alike(found, medium):
                 return found, False
             job = _Job(key, medium, Future())
@@ -148,13 +144,12 @@ class MediaEncoder:
             self._news.notify()
         return job.done, True
 
-    def _find(self, key: Key) -> Future[Encoded] | None:
-        if key in self._under_way:
-            self.counters.encoder_cache_hits += 1
-            return self._under_way[key]
-        if key not in self._kept:
+    def _find(self, key: Key, kind: str) -> Future[Encoded] | None:
+        if key not in self._under_way and key not in self._kept:
             return None
-        self.counters.encoder_cache_hits += 1
+        self.measures.count("encoder_cache_hits", kind)
+        if key in self._under_way:
+            return self._under_way[key]
         self._kept.move_to_end(key)
         ready: Future[Encoded] = Future()
         ready.set_result(self._kept[key])
@@ -190,8 +185,6 @@ class MediaEncoder:
                     break
                 jobs.append(job)
             del self._jobs[: len(jobs)]
-            self.counters.encoder_batches += 1
-            self.counters.encoder_media += len(jobs)
             return jobs
 
     def _finish_alone(self, job: _Job) -> None:
@@ -218,7 +211,20 @@ class MediaEncoder:
         job.done.set_result(encoded)
 
     def _embed(self, media: Sequence[Medium]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Embeddings and tower features of media that go together."""
+        """Embeddings and tower features of media that go together; what it took is measured."""
+        started = time.perf_counter()
+        embedded = self._embedded(media)
+        if self._model.device.type != "cpu":  # it has only been asked to so far
+            torch.accelerator.synchronize(self._model.device)
+        seconds = time.perf_counter() - started
+        self.measures.observe("encoder_batch_size", len(media))
+        pictures = [1 if m.pixels is None else len(m.pixels) for m in media]
+        for kind in sorted({m.kind for m in media}):  # pictures of one size all take the same
+            mine = sum(n for n, m in zip(pictures, media, strict=True) if m.kind == kind)
+            self.measures.observe("encoder_time_seconds", seconds * mine / sum(pictures), kind)
+        return embedded
+
+    def _embedded(self, media: Sequence[Medium]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         if media[0].kind == "audio":
             return [(embeds, None) for embeds in self._hear(media)]
         features = self._see(torch.cat([m.pixels for m in media if m.pixels is not None]))

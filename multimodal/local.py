@@ -10,6 +10,7 @@ import copy
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -41,6 +42,7 @@ from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
 from multimodal.loading import load_composite, weights_sha256
+from multimodal.measures import Measured
 from multimodal.messages import Message, Study, value_of
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
@@ -201,7 +203,10 @@ class LocalBackend:
             regions = self._regions(media) if options.ground else ()
             embeds, content = self._embeds(ids, media), self._content(ids, media)
         choices = tuple(map(self._encode_choice, options.choices))
-        usage = Usage(len(ids), 0, num_encoded, timings_s)
+        media_tokens: Counter[Modality] = Counter()
+        for encoded in media:
+            media_tokens[encoded.medium.kind] += len(encoded.embeds)
+        usage = Usage(len(ids), 0, num_encoded, timings_s, dict(media_tokens))
         finished = Finished("", "stop", usage, {}, regions, inputs.problems)
         stream = EventStream(lambda: self.engine.cancel(sequence))
         temperature = self.model.config.choice_temperature
@@ -233,13 +238,12 @@ class LocalBackend:
     def load(self) -> Load:
         """How busy this backend is now."""
         load = self.engine.load()
-        tallies = [mlp.tally for mlp in sparse_mlps(self.model)]
-        neurons = {
-            "mlp_neurons": sum(tally.neurons for tally in tallies),
-            "mlp_neurons_run": sum(tally.run for tally in tallies),
-        }
-        counters = {**load.counters, **vars(self._encoder.counters), **neurons}
-        return replace(load, counters=counters)
+        neurons: dict[tuple[str, str], float] = {}
+        for mlp in sparse_mlps(self.model):
+            neurons["engine_mlp_neurons", str(mlp.layer)] = mlp.tally.neurons
+            neurons["engine_mlp_neurons_run", str(mlp.layer)] = mlp.tally.run
+        measured = load.measured | self._encoder.measures.told() | Measured(neurons)
+        return replace(load, measured=measured)
 
     def diagnose(self) -> Diagnosis:
         """What the engine chose on this machine, and why; runs a few steps to see."""

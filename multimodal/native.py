@@ -11,6 +11,7 @@ import copy
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class NativeBackend:
 
     def load(self) -> Load:
         """How busy this backend is now."""
-        return self.loop.load()
+        load = self.loop.load()
+        return replace(load, measured=load.measured | self.prompter.measures.told())
 
     def diagnose(self) -> Diagnosis:
         """What was chosen on this machine, and why; an engine runs a few steps to see."""

@@ -51,7 +51,8 @@ class Request:
     def answer(self, put: Callable[[Any], None], num_encoded: int) -> Answer:
         """What turns outcomes into events."""
         timings_s = {"encode": self.encode_s}
-        usage = Usage(len(self.ids), 0, num_encoded, timings_s)
+        told = self.prompt.tokens_by_modality
+        usage = Usage(len(self.ids), 0, num_encoded, timings_s, told)
         finished = Finished("", "stop", usage, problems=self.prompt.problems)
         return Answer(put, self.tokenizer, self.options, finished)
 

@@ -7,6 +7,7 @@ says which tokens stand for which picture. Runs no model.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from encoders.errors import IncompatibleModel, InvalidMessage
 from encoders.features import Modality, Problem, Source, Span
 from multimodal import prompts
 from multimodal.drawing import picture_of, sound_of, study_views, view_pictures
+from multimodal.measures import Measures
 from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video, value_of
 from multimodal.native_families import Family
 from multimodal.processing import NUM_VIDEO_FRAMES
@@ -64,6 +66,14 @@ class Prompt:
     kinds: tuple[Kind, ...]
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def tokens_by_modality(self) -> Mapping[Modality, int] | None:
+        """How many tokens stand for media of each modality; None where the layout does not tell."""
+        told: Counter[Modality] = Counter()
+        for span in self.layout:
+            told[span.source.modality] += span.stop - span.start
+        return dict(told) if told.total() == int(self.media_tokens.sum()) else None
+
 
 class Prompter:
     """Writes prompts for one model.
@@ -78,6 +88,7 @@ class Prompter:
     def __init__(self, processor: Any, family: Family, name: str, max_len: int) -> None:
         self.processor, self.family, self.name, self._max_len = processor, family, name, max_len
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.measures = Measures()
         self._kept: dict[str, Shown] = {}
         self._lists = True
         self._lists = self._reads_lists()
@@ -255,6 +266,21 @@ class Prompter:
     # --- parts -> media -------------------------------------------------------------------------
 
     def _show(self, part: Part, tenant: str) -> Shown:
+        """A medium, a study of the same content and tenant as it was drawn before."""
+        kind, value = value_of(part)
+        digest = getattr(value, "digest", "") if isinstance(part, Study) else ""
+        key = digest and f"{tenant} {digest}"
+        if key in self._kept:
+            return self._kept[key]
+        with self.measures.timed("media_decode_seconds", kind):
+            shown = self._decoded(part)
+        if key:
+            self._kept[key] = shown
+            while len(self._kept) > _NUM_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return shown
+
+    def _decoded(self, part: Part) -> Shown:
         if isinstance(part, Image):
             picture, problems = picture_of(part)
             return Shown("image", (picture,), (Source("image"),), _digest(picture), (), problems)
@@ -267,16 +293,7 @@ class Prompter:
 
             return self._film(sample_frames(Path(part.video), NUM_VIDEO_FRAMES))
         assert isinstance(part, Study)
-        digest = getattr(part.study, "digest", "")
-        key = digest and f"{tenant} {digest}"
-        if key in self._kept:
-            return self._kept[key]
-        shown = self._study(part)
-        if key:
-            self._kept[key] = shown
-            while len(self._kept) > _NUM_KEPT:
-                del self._kept[next(iter(self._kept))]
-        return shown
+        return self._study(part)
 
     def _film(self, frames: Sequence[tuple[Any, float]]) -> Shown:
         return _film(frames, getattr(self.processor.video_processor, "temporal_patch_size", 1))

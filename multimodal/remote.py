@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from encoders.errors import BadAnswer, NotFound
+from encoders.features import Modality
 from multimodal.backends import (
     Capabilities,
     Estimate,
@@ -30,7 +31,7 @@ from multimodal.backends import (
 from multimodal.messages import Message, Study
 from multimodal.openai_server import Chunk, NotAccepted, OpenAIServer, Patience
 from multimodal.sizes import measure_media
-from multimodal.wire import NUM_PICTURES, Wire
+from multimodal.wire import NUM_PICTURES, Wire, Written
 
 _ENDS: dict[str, Reason] = {
     "stop": "stop", "eos": "stop", "eos_token": "stop", "length": "length", "timeout": "timeout"
@@ -79,10 +80,11 @@ class _Answer:
             for t in self.told
         )  # fmt: skip
 
-    def spent(self, num_encoded: int, timings_s: Mapping[str, float]) -> Usage:
+    def spent(self, sent: Written, timings_s: Mapping[str, float]) -> Usage:
         """What the server says it cost; 0 tokens where it says nothing."""
         prompt, new = (int(self.usage.get(f"{k}_tokens") or 0) for k in ("prompt", "completion"))
-        return Usage(prompt, new, num_encoded, timings_s)
+        media_tokens: Mapping[Modality, int] | None = None if sent.has_media else {}
+        return Usage(prompt, new, sent.num_encoded, timings_s, media_tokens)
 
 
 class RemoteBackend:
@@ -145,8 +147,8 @@ class RemoteBackend:
         return Estimate(tokens + int(heard * _TOKENS_PER_SECOND), new, sizes)
 
     def load(self) -> Load:
-        """Nothing: how busy the server is it tells by refusing."""
-        return Load()
+        """How long media took to draw; how busy the server is it tells by refusing."""
+        return Load(measured=self._wire.measures.told())
 
     def close(self) -> None:
         """Nothing is held: each request has a connection of its own."""
@@ -183,7 +185,7 @@ class RemoteBackend:
                 break
         timings_s["decode"] = time.perf_counter() - started
         with self._server.sensible():
-            usage = answer.spent(sent.num_encoded, timings_s)
+            usage = answer.spent(sent, timings_s)
             chances = _chances(answer.first, options.choices)
         text = answer.text.strip()
         if options.choices and answer.reason != "timeout":

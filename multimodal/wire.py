@@ -19,7 +19,8 @@ from encoders.errors import InvalidMessage
 from encoders.features import Problem
 from multimodal import prompts
 from multimodal.drawing import picture_of, sound_of, study_views, view_pictures
-from multimodal.messages import Audio, Image, Message, Part, Study, Text
+from multimodal.measures import Measures
+from multimodal.messages import Audio, Image, Message, Part, Study, Text, value_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -35,6 +36,11 @@ class Written:
     num_encoded: int
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def has_media(self) -> bool:
+        """Whether anything but words is sent."""
+        return any(not isinstance(message["content"], str) for message in self.messages)
+
 
 @dataclass(frozen=True)
 class _Drawn:
@@ -48,6 +54,7 @@ class Wire:
     """Writes messages; the last loaded study is kept, so that further questions draw nothing."""
 
     def __init__(self) -> None:
+        self.measures = Measures()
         self._last: tuple[str, _Drawn] = ("", _Drawn(()))
 
     def write(
@@ -80,22 +87,28 @@ class Wire:
         """A part as content parts, and whether it is a medium drawn anew."""
         if isinstance(part, Text):
             return _Drawn((_text(part.text),)), False
-        if isinstance(part, Image):
-            return _picture(part), True
-        if isinstance(part, Audio):
-            return _recording(part), True
-        if not isinstance(part, Study):
-            raise InvalidMessage(
-                "the OpenAI protocol takes no video; give single pictures of it instead"
-            )
-        digest = getattr(part.study, "digest", "")
+        kind, value = value_of(part)
+        digest = getattr(value, "digest", "") if isinstance(part, Study) else ""
         key = digest and f"{tenant} {digest}"
         if key and self._last[0] == key:
             return self._last[1], False
-        drawn = _study(part)
+        with self.measures.timed("media_decode_seconds", kind):
+            drawn = _drawn(part)
         if key:
             self._last = (key, drawn)
         return drawn, True
+
+
+def _drawn(part: Part) -> _Drawn:
+    if isinstance(part, Image):
+        return _picture(part)
+    if isinstance(part, Audio):
+        return _recording(part)
+    if not isinstance(part, Study):
+        raise InvalidMessage(
+            "the OpenAI protocol takes no video; give single pictures of it instead"
+        )
+    return _study(part)
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -328,6 +328,9 @@ def serve(
     folder: Annotated[
         Path | None, typer.Option(help="Where uploads and readings lie; replicas must share it.")
     ] = None,
+    metrics_compat: Annotated[
+        str, typer.Option(help="vllm: also tell what vLLM tells under its names.")
+    ] = "",
     ray: Annotated[bool, typer.Option("--ray", help="Replicas under Ray Serve.")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many at least.")] = 1,
     max_replicas: Annotated[
@@ -349,7 +352,7 @@ def serve(
     settings = Settings(
         max_running=max_running, max_waiting=max_waiting, max_body_mib=max_body_mib,
         max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s, folder=folder,
-        media_hosts=frozenset(h.lower() for h in media_host or ()),
+        media_hosts=frozenset(h.lower() for h in media_host or ()), metrics_compat=metrics_compat,
     )  # fmt: skip
     load = partial(load_backend, model, device=device, sparsity=sparsity)
     known = Keys.read(keys) if keys else None

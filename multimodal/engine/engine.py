@@ -20,6 +20,7 @@ from multimodal.engine.runner import Runner
 from multimodal.engine.sampling import pick
 from multimodal.engine.scheduler import Limits, Scheduler
 from multimodal.engine.sequence import Ended, Outcome, Picked, Scored, Segment, Sequence
+from multimodal.measures import Measures
 
 _LOG = logging.getLogger(__name__)
 _RATE_SHARE = 0.1  # of the newest step in the measured rate
@@ -29,9 +30,6 @@ _RATE_SHARE = 0.1  # of the newest step in the measured rate
 class Counters:
     """Totals since the start."""
 
-    steps: int = 0
-    step_tokens: int = 0
-    step_seconds: float = 0.0
     prompt_tokens: int = 0
     reused_tokens: int = 0
     new_tokens: int = 0
@@ -56,6 +54,7 @@ class Engine:
     measured: Callable[[int, float], None] = lambda rows, seconds: None
     threads: int = 0
     counters: Counters = field(default_factory=Counters)
+    measures: Measures = field(default_factory=Measures)
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler()
@@ -93,9 +92,10 @@ class Engine:
             waiting = [*self._came, *self._scheduler.waiting]
             running = list(self._scheduler.running)
         backlog = sum(s.length - s.done for s in (*waiting, *running) if s.is_prefilling)
+        limits = self.limits()
         return Load(
-            len(running), len(waiting), self.limits().slots, self.runner.used(), backlog,
-            self._rate, vars(self.counters).copy(),
+            len(running), len(waiting), limits.slots, self.runner.used(), backlog, self._rate,
+            limits.chunk, vars(self.counters).copy(), self.measures.told(),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -254,10 +254,8 @@ class Engine:
             _LOG.exception("a request's listener failed")
 
     def _measure(self, rows: int, seconds: float) -> None:
-        counters = self.counters
-        counters.steps += 1
-        counters.step_tokens += rows
-        counters.step_seconds += seconds
+        self.measures.observe("iteration_tokens", rows)
+        self.measures.observe("step_seconds", seconds)
         rate = rows / max(seconds, 1e-9)
         self._rate += (rate - self._rate) * (_RATE_SHARE if self._rate else 1.0)
         self.measured(rows, seconds)

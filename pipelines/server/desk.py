@@ -50,7 +50,7 @@ class Desk:
         self.capabilities = backend.capabilities()
         self.name = self.capabilities.name
         self.created = int(time.time())
-        self.meters = Meters(self.name, provenance(backend))
+        self.meters = Meters(self.name, provenance(backend), settings.metrics_compat)
         self._own = None if settings.folder else TemporaryDirectory(prefix="crossread-server-")
         self.folder = settings.folder or Path(self._own.name if self._own else "")
         self.store = Store(self.folder, settings)

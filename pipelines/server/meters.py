@@ -5,9 +5,10 @@ No label or value comes from a request's content: no names, no words, no address
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,26 +18,21 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from multimodal.backends import Load, Usage
 from pipelines.server.admission import Admission
+from pipelines.server.engine_metrics import MEDIA, EngineMetrics
+from pipelines.server.vllm_names import in_vllms_names
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-_KNOWN = {
+_KNOWN: Mapping[str, Sequence[str]] = {
+    "modality": ("text", *MEDIA),
     "reason": ("queue_full", "tenant_limit", "queue_timeout", "draining"),
     "stage": ("input", "model", "timeout", "slow_reader"),
     "where": ("waiting", "running"),
     "endpoint": ("chat", "completions", "transcriptions", "readings"),
     "finished_reason": ("stop", "length", "timeout"),
 }
-_TOTALS = (
-    "restarts", "steps", "step_tokens", "step_seconds", "reused_tokens", "encoder_cache_queries",
-    "encoder_cache_hits", "encoder_batches", "encoder_media", "mlp_neurons", "mlp_neurons_run",
-)  # fmt: skip
-Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -46,12 +42,13 @@ class Meters:
     Args:
         model: name of the model, the value of the label `model_name`.
         made_by: more labels of `model_info`: its weights, preprocessing and our version.
+        compat: "vllm" tells what vLLM has too under its names as well.
     """
 
-    def __init__(self, model: str, made_by: Mapping[str, str]) -> None:
+    def __init__(self, model: str, made_by: Mapping[str, str], compat: str = "") -> None:
         disable_created_metrics()  # a second series for every one, which nobody looks at
         self.registry = CollectorRegistry()
-        self._model = model
+        self._model, self._compat = model, compat
         self.last_event = time.monotonic()
         histogram, counter = self._histogram, self._counter
         self._ttft = histogram("time_to_first_token_seconds", "From coming in to the first token.")
@@ -59,7 +56,6 @@ class Meters:
         self._queue = histogram("queue_time_seconds", "Waiting for a turn.")
         self._prefill = histogram("prefill_time_seconds", "Reading a prompt.")
         self._decode = histogram("decode_time_seconds", "Writing an answer.")
-        self._encode = histogram("encoder_time_seconds", "Preparing and encoding media.")
         words = "From coming in to the end of the answer"
         self._e2e = histogram("e2e_request_latency_seconds", f"{words}.", label="endpoint")
         self._e2e_squares = counter(
@@ -67,18 +63,17 @@ class Meters:
             f"{words}, squared: for its deviation.",
             "endpoint",
         )
-        self._prompt = counter("prompt_tokens", "Tokens read.")
+        self._prompt = counter("prompt_tokens", "Tokens read.", "modality")
         self._new = counter("generation_tokens", "Tokens written.")
         self._media = counter("encoded_media", "Media encoded anew, not taken from a cache.")
         self._refused = counter("admission_rejections", "Requests not let in.", "reason")
         self._done = counter("request_success", "Answers given.", "finished_reason")
         self._errors = counter("request_errors", "Requests that failed.", "stage")
         self._stopped = counter("cancelled", "Requests stopped before their end.", "where")
-        self._engine = _Engine(model)
+        self._engine = EngineMetrics(model)
         self.registry.register(self._engine)
-        labels = {"model_name": model, **made_by}
-        info = Gauge("crossread_model_info", "What answers.", tuple(labels), registry=self.registry)
-        info.labels(**labels).set(1)
+        self._info("model_info", "What answers.", {"model_name": model, **made_by})
+        self._info("build_info", "What it runs on.", _build())
 
     def watch(self, admission: Admission, places: int) -> None:
         """Tell how many are inside whenever somebody asks."""
@@ -100,12 +95,14 @@ class Meters:
     def answered(self, usage: Usage) -> None:
         """What one answer of the model cost."""
         self.last_event = time.monotonic()
-        self._prompt.inc(usage.prompt_tokens)
+        told = usage.media_tokens
+        rest = usage.prompt_tokens - sum((told or {}).values())
+        for kind, tokens in (told or {}).items():
+            self._prompt.labels(self._model, kind).inc(tokens)
+        self._prompt.labels(self._model, "untold" if told is None else "text").inc(rest)
         self._new.inc(usage.new_tokens)
         self._media.inc(usage.encoded_media)
-        for name, histogram in (
-            ("encode", self._encode), ("prefill", self._prefill), ("decode", self._decode)
-        ):  # fmt: skip
+        for name, histogram in (("prefill", self._prefill), ("decode", self._decode)):
             if name in usage.timings_s:
                 histogram.observe(usage.timings_s[name])
 
@@ -137,7 +134,12 @@ class Meters:
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        told = generate_latest(self.registry)
+        return told + in_vllms_names(self.registry) if self._compat == "vllm" else told
+
+    def _info(self, name: str, what: str, labels: Mapping[str, str]) -> None:
+        gauge = Gauge(f"crossread_{name}", what, tuple(labels), registry=self.registry)
+        gauge.labels(**labels).set(1)
 
     def _gauge(self, name: str, what: str, tell: Callable[[], float]) -> None:
         gauge = Gauge(f"crossread_{name}", what, ("model_name",), registry=self.registry)
@@ -164,30 +166,14 @@ class Meters:
         return metric if label else metric.labels(self._model)
 
 
-class _Engine(Collector):
-    """The backend's own account of itself at the last probe, as Prometheus reads it."""
+def _build() -> dict[str, str]:
+    """Versions of what an answer may depend on."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self.load = Load()
-
-    def collect(self) -> Iterator[Metric]:
-        """Gauges of its load; its totals under their own names."""
-        gauges = {
-            "kv_slots_used_ratio": self.load.kv_used,
-            "engine_requests_running": self.load.running,
-            "engine_requests_waiting": self.load.waiting,
-            "engine_backlog_tokens": self.load.backlog_tokens,
-            "engine_tokens_per_second": self.load.tokens_per_s,
-        }
-        for name, value in gauges.items():
-            yield self._filled(
-                GaugeMetricFamily(f"crossread_{name}", "", labels=["model_name"]), value
-            )
-        for name, value in (dict.fromkeys(_TOTALS, 0) | dict(self.load.counters)).items():
-            full = f"crossread_{name if name.startswith('encoder_') else f'engine_{name}'}"
-            yield self._filled(CounterMetricFamily(full, "", labels=["model_name"]), value)
-
-    def _filled(self, family: Family, value: float) -> Family:
-        family.add_metric([self._model], value)
-        return family
+    told = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("torch", "transformers", "crossread"):
+        try:
+            told[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            told[name] = "unknown"
+    return told

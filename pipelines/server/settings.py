@@ -41,6 +41,7 @@ class Settings:
         folder: where uploads and readings lie; replicas that share it see each other's. A temporary
             one of this server's own if None.
         media_hosts: hosts from which media may be fetched; none by default (400).
+        metrics_compat: "vllm" for its names beside ours.
     """
 
     max_running: int = 0
@@ -65,6 +66,7 @@ class Settings:
     max_new_tokens: int = 256
     folder: Path | None = None
     media_hosts: frozenset[str] = frozenset()
+    metrics_compat: str = ""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -72,8 +74,11 @@ class Settings:
             if item.name in ("max_running", "max_waiting"):
                 if value < 0:
                     raise InvalidOption(f"{item.name} is {value}; it must not be negative")
-            elif item.name not in ("folder", "media_hosts") and not value > 0:
+            elif isinstance(value, int | float) and not value > 0:
                 raise InvalidOption(f"{item.name} is {value}; it must be more than 0")
+
+        if self.metrics_compat not in ("", "vllm"):
+            raise InvalidOption(f"metrics_compat is {self.metrics_compat!r}; only 'vllm' is known")
 
     def fitted(self, slots: int) -> Settings:
         """With places for a backend that answers so many at a time; 0 if it does not say."""

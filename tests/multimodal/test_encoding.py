@@ -89,7 +89,8 @@ def test_a_batch_across_requests_gives_what_each_gives_alone(
     parts = [("image", _picture(i)) for i in range(5)]
     parts += [("audio", (speech[: 8000 * (i + 1)], 16000)) for i in range(3)]  # type: ignore[misc]
     together, _ = encoder.encode(parts)
-    assert encoder.counters.encoder_batches < len(parts)
+    sizes = encoder.measures.told().spreads["encoder_batch_size", ""]
+    assert sizes.count < sizes.total == len(parts)
     for part, found in zip(parts, together, strict=True):
         alone = MediaEncoder(*tiny_composite)
         (wanted,), _ = alone.encode([part])

@@ -27,10 +27,15 @@ from multimodal.backends import (
     collect,
     load_backend,
 )
+from multimodal.measures import Distribution, Measured
 from multimodal.messages import Study, user
 from multimodal.process import BackendProcess
 from tests import makers
 from tests.waiting import PATIENCE_S, wait_until
+
+MEASURED = Measured(
+    {("hits", "image"): 2.0}, {("a_seconds", ""): Distribution((1.0,), (3, 1), 4.5)}
+)
 
 
 @dataclass
@@ -61,7 +66,7 @@ class Scripted(makers.FakeBackend):
             self.closed_prompts[prompt] = 1
 
     def load(self) -> Load:
-        return Load(running=1, counters=dict(self.closed_prompts))
+        return Load(running=1, counters=dict(self.closed_prompts), measured=MEASURED)
 
 
 def _fails() -> Any:
@@ -90,6 +95,7 @@ def test_calls_give_what_the_backend_itself_gives(process: BackendProcess) -> No
     assert process.novelty(Study(None)) == makers.NEAR  # type: ignore[arg-type]
     assert process.pid != os.getpid()
     wait_until(lambda: process.load().running == 1, "one runs")
+    assert process.load().measured == MEASURED
 
 
 def test_an_error_of_one_request_crosses_and_hurts_no_other(process: BackendProcess) -> None:

@@ -108,19 +108,19 @@ def test_the_backends_own_model_is_left_alone_and_its_changes_are_followed(
     assert np.isfinite(list(fresh.values())).all()
 
 
-def test_load_tells_what_share_of_neurons_ran(
+def test_load_tells_what_share_of_each_layers_neurons_ran(
     tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt of n tokens runs dense, the m tokens behind it at half of the neurons."""
     monkeypatch.setattr(tuning, "_sparse_gain", lambda mlp, rows, dtype: 2.0 if rows == 1 else 0.5)
     backend = LocalBackend(*compose(backbone=tiny_backbone, sparsity=SparsityConfig(sparsity=0.5)))
     backend.capabilities()  # makes and tries the engine
-    before = backend.load().counters
+    before = backend.load().measured.totals
     options = GenerateOptions(max_new_tokens=5, temperature=5.0, seed=1)
     usage = collect(backend.generate([user("is there a nodule")], options)).usage
-    after = backend.load().counters
-    steps = after["new_tokens"] if usage.new_tokens < 5 else usage.new_tokens - 1
-    each = 2 * 64  # layers and neurons of the tiny backbone
-    assert after["mlp_neurons"] - before["mlp_neurons"] == each * (usage.prompt_tokens + steps)
-    ran = after["mlp_neurons_run"] - before["mlp_neurons_run"]
-    assert ran == each * usage.prompt_tokens + each // 2 * steps
+    load = backend.load()
+    steps = load.counters["new_tokens"] if usage.new_tokens < 5 else usage.new_tokens - 1
+    more = {key: total - before[key] for key, total in load.measured.totals.items()}
+    for layer in ("0", "1"):  # of 64 neurons each
+        assert more["engine_mlp_neurons", layer] == 64 * (usage.prompt_tokens + steps)
+        assert more["engine_mlp_neurons_run", layer] == 64 * usage.prompt_tokens + 32 * steps

@@ -58,6 +58,34 @@ def test_our_remote_backend_reads_our_own_server(demo: Running):
     assert pipeline("chat", demo.url)("hello", options).text
 
 
+def test_what_the_engine_measures_reaches_the_metrics(demo: Running):
+    """A new picture, asked for twice: decoded twice, encoded once, in steps that took time."""
+    names = (
+        "media_decode_seconds_count", "encoder_time_seconds_count", "encoder_cache_hits_total",
+        "prompt_tokens_total",
+    )  # fmt: skip
+
+    def told() -> dict[str, float]:
+        seen = {name: demo.metric(name, modality="image") for name in names}
+        return seen | {"steps": demo.metric("step_seconds_count")}
+
+    before = told()
+    part = {"type": "image_url", "image_url": {"url": png()}}
+    for _ in range(2):
+        demo.client().chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": [part]}], max_tokens=3  # type: ignore[misc,list-item]
+        )  # fmt: skip
+    more = {name: count - before[name] for name, count in told().items()}
+    assert (more[names[0]], more[names[1]], more[names[2]]) == (2, 1, 1)
+    assert more["prompt_tokens_total"] > 0
+    assert more["prompt_tokens_total"] % 2 == 0
+    assert more["steps"] >= 2
+    assert demo.metric("step_seconds_sum") > 0
+    ratios = [demo.metric("active_neuron_ratio", layer=str(layer)) for layer in range(2)]
+    assert all(0 < ratio <= 1 for ratio in ratios)
+    assert demo.metric("adaptive_chunk") >= 32
+
+
 class _Pictures(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         import base64

@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from multimodal.backends import Finished, Load, Usage
+from multimodal.measures import Measured, Measures
+from pipelines.server.engine_metrics import MEDIA
 from pipelines.server.settings import Settings
 from tests.pipelines.server.running import Gated, Running, serving
 from tests.waiting import wait_until
@@ -28,19 +30,40 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Measured(Gated):
+class Told(Gated):
     """Tells what each answer cost, and an account of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measures = Measures()
 
     def generate(self, messages: Any, options: Any = None) -> Iterator[Any]:
         for event in super().generate(messages, options):
             if isinstance(event, Finished):
-                spent = {"encode": 0.02, "prefill": 0.1, "decode": 0.3}
-                event = Finished(event.text, "stop", Usage(50, 3, 1, spent))
+                spent = {"prefill": 0.1, "decode": 0.3}
+                event = Finished(event.text, "stop", Usage(50, 3, 1, spent, {"dicom": 40}))
+                self.measure()
             yield event
 
+    def measure(self) -> None:
+        """What one medium of each kind and one step would add."""
+        for kind in MEDIA:
+            self.measures.observe("media_decode_seconds", 0.004, kind)
+            self.measures.observe("encoder_time_seconds", 0.05, kind)
+            self.measures.count("encoder_cache_queries", kind)
+        self.measures.count("encoder_cache_hits", "dicom")
+        self.measures.observe("encoder_batch_size", 4)
+        self.measures.observe("iteration_tokens", 33)
+        self.measures.observe("step_seconds", 0.02)
+
     def load(self) -> Load:
-        counters = {"steps": self.begun, "step_seconds": 0.1, "encoder_cache_hits": 2}
-        return Load(kv_used=0.25, counters=counters)
+        ran = {
+            (f"engine_mlp_neurons{run}", layer): share * self.begun
+            for layer in "01"
+            for run, share in (("", 64), ("_run", 48 if layer == "0" else 32))
+        }
+        measured = self.measures.told() | Measured(totals=ran)
+        return Load(slots=8, kv_used=0.25, chunk=128, counters={"restarts": 2}, measured=measured)
 
 
 def queries() -> list[str]:
@@ -79,7 +102,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    backend = Measured()
+    backend = Told()
     with serving(backend, Settings(max_running=1, max_waiting=1)) as server:
         config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
@@ -140,7 +163,7 @@ def test_every_rule_runs_on_metrics_that_exist(prometheus: Any):
 
 
 def test_the_dashboard_asks_for_nothing_that_the_server_does_not_tell():
-    with serving(Measured().open()) as server, server.http() as http:
+    with serving(Told().open()) as server, server.http() as http:
         text = http.get("/metrics").text
         http.post("/v1/chat/completions", json=server.chat())
         text += http.get("/metrics").text
