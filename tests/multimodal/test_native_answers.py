@@ -24,6 +24,7 @@ from multimodal.backends import (
     collect,
     load_backend,
 )
+from multimodal.measures import Measures
 from multimodal.messages import Audio, Image, Message, Study, Text, Video, user
 from multimodal.native import NativeBackend
 from multimodal.native_families import ADAPTERS
@@ -260,9 +261,9 @@ def test_closing_an_answer_cancels_it_and_harms_no_other(
     backend.loop.forget()
     events = backend.generate(turns, GenerateOptions(max_new_tokens=200))
     next(events)
-    assert backend.load() == Load(running=1, slots=1)
+    assert backend.loop.load() == Load(running=1, slots=1)
     events.close()  # type: ignore[attr-defined]
-    assert backend.load() == Load(slots=1)
+    assert backend.loop.load() == Load(slots=1)
     finished = collect(backend.generate(turns, SHORT))
     assert (finished.text, finished.usage.encoded_media) == (alone, 0)
 
@@ -429,3 +430,19 @@ def test_any_language_model_is_answered_as_by_transformers(
     assert why in told
     assert bool(told) == bool(why)
     backend.close()
+
+
+def test_a_study_is_drawn_once_and_its_tokens_are_told_apart_from_the_words(
+    native: Callable[[str], NativeBackend], volume: Volume
+) -> None:
+    backend = native("gemma3")
+    backend.prompter.measures = Measures()
+    backend.prompter._kept.clear()
+    usages = [
+        collect(backend.generate([user(Study(volume), text)], SHORT)).usage for text in ("a?", "b?")
+    ]
+    drawn = backend.load().measured.spreads["media_decode_seconds", "dicom"]
+    assert drawn.count == 1
+    prompt = backend.prompter.write([user(Study(volume), "a?")])
+    for usage in usages:
+        assert usage.media_tokens == {"dicom": int(prompt.media_tokens.sum())}
