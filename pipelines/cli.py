@@ -331,6 +331,9 @@ def serve(
     metrics_compat: Annotated[
         str, typer.Option(help="vllm: also tell what vLLM tells under its names.")
     ] = "",
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Send spans by OTLP to OTEL_EXPORTER_OTLP_ENDPOINT.")
+    ] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Replicas under Ray Serve.")] = False,
     replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many at least.")] = 1,
     max_replicas: Annotated[
@@ -353,6 +356,7 @@ def serve(
         max_running=max_running, max_waiting=max_waiting, max_body_mib=max_body_mib,
         max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s, folder=folder,
         media_hosts=frozenset(h.lower() for h in media_host or ()), metrics_compat=metrics_compat,
+        otel=otel,
     )  # fmt: skip
     load = partial(load_backend, model, device=device, sparsity=sparsity)
     known = Keys.read(keys) if keys else None

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from multimodal.backends import Usage
 from pipelines.server.failures import ApiError
 from pipelines.server.settings import Settings
+from pipelines.server.tracing import Trace
 
 _WEIGHT = 0.2  # of the newest measurement in a running mean
 
@@ -113,7 +114,7 @@ class Ticket:
 
     def __init__(self, admission: Admission, tenant: str) -> None:
         self._admission, self.tenant = admission, tenant
-        self._holders, self.tokens = 1, 0
+        self._holders, self.tokens, self.trace = 1, 0, Trace()
         self._last: list[Callable[[], None]] = []
         self.entered, self.started = time.monotonic(), 0.0
         admission.waiting += 1

@@ -77,12 +77,12 @@ class Life:
 
         try:
             backend, slots = await in_thread(load)
+            tenants = self.keys.num_tenants if self.keys else 1
+            settings = self.settings.fitted(slots)
+            desk = Desk(backend, settings, tenants, lambda: "draining" if self.draining else "")
         except Exception as error:  # told to whoever started the server
             self.failure = error
             return
-        tenants = self.keys.num_tenants if self.keys else 1
-        settings = self.settings.fitted(slots)
-        desk = Desk(backend, settings, tenants, lambda: "draining" if self.draining else "")
         self._desk, self._readings = desk, Readings(desk)
         logger.info("serving the model %s", desk.name)
 

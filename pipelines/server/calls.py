@@ -82,16 +82,18 @@ class Watched:
         if left_s <= 0:
             raise TimedOut("the request took longer than this server allows")
         mine = replace(options or GenerateOptions(), tenant=self._ticket.tenant, deadline_s=left_s)
-        self._events = events = self._backend.generate(messages, mine)
-        last = 0.0
-        with closing(cast("Any", events)):
-            for event in events:
-                self._check()
-                now = time.monotonic()
-                self._count(event, now, last)
-                last = now
-                yield event
-        self._check()  # a stream that was closed ends without Finished
+        last, ticket = 0.0, self._ticket
+        with ticket.trace.answer(mine, ticket.started - ticket.entered) as told:
+            self._events = events = self._backend.generate(messages, mine)
+            with closing(cast("Any", events)):
+                for event in events:
+                    self._check()
+                    now = time.monotonic()
+                    self._count(event, now, last)
+                    told(event)
+                    last = now
+                    yield event
+            self._check()  # a stream that was closed ends without Finished
 
     def estimate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None

@@ -28,6 +28,7 @@ from pipelines.server.media import Media
 from pipelines.server.meters import Meters
 from pipelines.server.settings import Settings
 from pipelines.server.storage import Store
+from pipelines.server.tracing import Tracing
 
 Event = TypeVar("Event")
 _PROBE_S = 1.0  # a backend that does not say how busy it is within this time hangs
@@ -51,6 +52,7 @@ class Desk:
         self.name = self.capabilities.name
         self.created = int(time.time())
         self.meters = Meters(self.name, provenance(backend), settings.metrics_compat)
+        self.tracing = Tracing(self.name, on=settings.otel)
         self._own = None if settings.folder else TemporaryDirectory(prefix="crossread-server-")
         self.folder = settings.folder or Path(self._own.name if self._own else "")
         self.store = Store(self.folder, settings)
@@ -75,17 +77,19 @@ class Desk:
     @asynccontextmanager
     async def admitted(self, exchange: Exchange) -> AsyncIterator[Ticket]:
         """A place for an exchange; how it ended is counted."""
-        ticket = self.admission.enter(exchange.tenant)
-        try:
-            yield ticket
-        except (asyncio.CancelledError, GeneratorExit):
-            self.meters.stopped("running" if ticket.started else "waiting")
-            raise
-        except Exception as error:  # counted, whatever it is, and passed on
-            self.meters.failed(stage_of(error))
-            raise
-        finally:
-            ticket.leave()
+        with self.tracing.request(exchange.path, exchange.headers) as trace:
+            ticket = self.admission.enter(exchange.tenant)
+            ticket.trace = trace
+            try:
+                yield ticket
+            except (asyncio.CancelledError, GeneratorExit):
+                self.meters.stopped("running" if ticket.started else "waiting")
+                raise
+            except Exception as error:  # counted, whatever it is, and passed on
+                self.meters.failed(stage_of(error))
+                raise
+            finally:
+                ticket.leave()
 
     def media(self, ticket: Ticket) -> Media:
         """A folder for the request's media, removed when its last holder leaves."""
@@ -164,10 +168,11 @@ class Desk:
         return self.meters.text()
 
     def close(self) -> None:
-        """Let go of files and of the backend."""
+        """Let go of files and of the backend, and send the last spans."""
         if self._own:
             self._own.cleanup()
         self.backend.close()
+        self.tracing.close()
 
 
 def in_thread(act: Callable[[], Event]) -> asyncio.Future[Event]:

@@ -40,7 +40,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self._scope, self._receive, self._send, self._settings = scope, receive, send, settings
-        self.headers = Request(scope).headers
+        self.headers, self.path = Request(scope).headers, str(scope["path"])
         self.tenant: str = scope.get("state", {}).get("tenant", "")
         self.begun = False
         self._forms: list[FormData] = []

@@ -42,6 +42,7 @@ class Settings:
             one of this server's own if None.
         media_hosts: hosts from which media may be fetched; none by default (400).
         metrics_compat: "vllm" for its names beside ours.
+        otel: whether spans are sent to OpenTelemetry.
     """
 
     max_running: int = 0
@@ -67,6 +68,7 @@ class Settings:
     folder: Path | None = None
     media_hosts: frozenset[str] = frozenset()
     metrics_compat: str = ""
+    otel: bool = False
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -74,9 +76,8 @@ class Settings:
             if item.name in ("max_running", "max_waiting"):
                 if value < 0:
                     raise InvalidOption(f"{item.name} is {value}; it must not be negative")
-            elif isinstance(value, int | float) and not value > 0:
+            elif type(value) in (int, float) and not value > 0:
                 raise InvalidOption(f"{item.name} is {value}; it must be more than 0")
-
         if self.metrics_compat not in ("", "vllm"):
             raise InvalidOption(f"metrics_compat is {self.metrics_compat!r}; only 'vllm' is known")
 
