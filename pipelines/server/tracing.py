@@ -145,7 +145,7 @@ def _ended(span: Any, is_whole: Callable[[], bool] = lambda: False) -> Iterator[
 
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # cancelling too; it goes on its way
         if not is_whole():
             span.set_attribute("error.type", getattr(error, "code", code_of(error)))
             span.set_status(StatusCode.ERROR)
