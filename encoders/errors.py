@@ -27,10 +27,6 @@ class NotDicom(InputError):
     """No DICOM image was found where one was expected."""
 
 
-class MixedSeries(InputError):
-    """Slices that do not belong to one volume were given as one."""
-
-
 class IrregularGeometry(InputError):
     """The geometry of a series does not allow the requested volume or operation."""
 

@@ -20,17 +20,8 @@ import numpy as np
 
 from encoders.dicom import palette, tags
 from encoders.dicom.codestream import Malformed, check_rle, j2k_shape, jpeg_shape
-from encoders.dicom.decoder import (
-    IS_J2K,
-    MAY_LOSE,
-    NUM_PROCESSES,
-    PLUGINS,
-    RLE,
-    Decoded,
-    Hung,
-    Job,
-    submit,
-)
+from encoders.dicom.decoder import NUM_PROCESSES, Hung, submit
+from encoders.dicom.decoding import IS_J2K, MAY_LOSE, PLUGINS, RLE, Decoded, Job
 from encoders.dicom.display import OVERLAY_GROUPS
 from encoders.dicom.elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from encoders.dicom.header import SliceFile, quiet_pydicom
@@ -178,8 +169,7 @@ def _finish(started: _Started) -> Pixels | InputError:
 def _attempt(name: str, step: Callable[[], _T], syntax: str = "") -> _T | InputError:
     """The step's result, or its error in our own words: libraries quote values, we never do."""
     try:
-        with quiet_pydicom():
-            return step()
+        return step()
     except InputError as error:
         return error
     except Malformed as error:
@@ -207,6 +197,7 @@ def _is_simple(file: SliceFile) -> bool:
     )  # fmt: skip
 
 
+@quiet_pydicom()
 def _open_simple(file: SliceFile) -> _Opened:
     """`_open` without reading the header again: many times as fast."""
     stored, syntax = file.stored, file.stored.syntax
@@ -260,6 +251,7 @@ def _require_small(job: Job, name: str) -> None:
         )
 
 
+@quiet_pydicom()
 def _open(file: SliceFile) -> _Opened:
     """Read a file's attributes and encoded pixels, and refuse what they say wrong."""
     target = file.open()

@@ -23,7 +23,7 @@ from typing import Any
 from pynetdicom import AE, StoragePresentationContexts, evt
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.tls import Tls
@@ -218,10 +218,6 @@ class _Meter:
         if self.pending > self._rules.max_instance_bytes:
             raise OSError("an object larger than allowed")
         return self._read(num_bytes)
-
-
-class _MeteredSocket(AssociationSocket):
-    meter: _Meter
 
 
 class _Handler(RequestHandler):

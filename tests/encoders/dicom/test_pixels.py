@@ -1,10 +1,9 @@
-"""Stored values of one file: limits before decoding, every transfer syntax, bits, frames, killing."""
+"""Stored values of one file: limits before decoding, every transfer syntax, bits, frames."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from encoders.dicom import decoder, pixels, scan
+from encoders.dicom import decoder, decoding, pixels, scan
 from encoders.dicom.codestream import Malformed, check_rle, j2k_shape, jpeg_shape
-from encoders.dicom.decoder import Job
+from encoders.dicom.decoding import Job
 from encoders.dicom.header import SliceFile
 from encoders.dicom.pixels import inflate, iter_pixels, read_pixels
 from encoders.dicom.write import write_ct_series
@@ -294,48 +293,6 @@ def test_deflated_data_is_unpacked_up_to_a_limit() -> None:
         inflate(deflated(os.urandom(1000))[:500])
 
 
-def test_decoder_that_does_not_answer_is_killed_and_the_next_frame_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that is stopped answers no frame; the clock ends it, a new one takes over."""
-    import signal
-
-    monkeypatch.setattr(decoder, "_PATIENCE", 1)
-    file = slices(write(tmp_path / "a.dcm", encoded(JPEG2000Lossless)))[0]
-    process = decoder._Process()
-    os.kill(process._process.pid, signal.SIGSTOP)
-    job = Job(JPEG2000Lossless, 48, 40, 1, 16, 16, False, "MONOCHROME2")
-    codestream = next(
-        generate_frames(pydicom.dcmread(tmp_path / "a.dcm").PixelData, number_of_frames=1)
-    )
-    with pytest.raises(decoder.Hung, match="took too long"):
-        process.ask(job, codestream, 0.5)
-    assert not process.alive()
-    assert np.array_equal(read_pixels(file).stored, VALUES)
-
-
-def test_decoding_that_uses_up_its_cpu_time_ends_inside_any_code() -> None:
-    """Python cannot interrupt C code; the operating system can end its process."""
-    import subprocess
-    import sys
-
-    script = "from encoders.dicom.decoder import _limit_time; _limit_time(0.2)\nwhile True: pass"
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -decoder._TIME_IS_UP
-
-
-def test_decoder_that_crashes_costs_only_its_frame(tmp_path: Path) -> None:
-    import signal
-
-    file = slices(write(tmp_path / "a.dcm", encoded(JPEG2000Lossless)))[0]
-    read_pixels(file)
-    os.kill(decoder._pool()._idle[-1]._process.pid, signal.SIGKILL)
-    decoder._pool()._idle[-1]._process.wait()
-    with pytest.raises(UnreadableFile, match="its decoder crashed"):
-        read_pixels(file)
-    assert np.array_equal(read_pixels(file).stored, VALUES)
-
-
 def test_offset_table_longer_than_the_file_costs_only_its_slice(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", encoded(JPEGLSLossless))
     data = path.read_bytes()
@@ -380,45 +337,14 @@ def test_series_whose_codestreams_hang_is_given_up(
     assert len(asked) < 20
 
 
-def test_a_decoders_process_has_no_more_memory_than_its_frame_needs() -> None:
-    script = (
-        "from encoders.dicom.decoder import _limit_memory; _limit_memory(2**26);"
-        "\ntry:\n    bytes(2**28)\nexcept MemoryError:\n    print('limited')"
-    )
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "limited"
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
-def test_a_decoders_process_keeps_the_memory_of_a_frame_for_the_next(tmp_path: Path) -> None:
-    """Given back after each frame it was faulted in anew: 1,100 page faults, half the time."""
-    values = RNG.integers(0, 4096, (512, 512)).astype(np.uint16)
-    opened = pixels._open(slices(write(tmp_path / "a.dcm", encoded(JPEGLSLossless), values))[0])
-    process = decoder._Process()
-    status = Path(f"/proc/{process._process.pid}/stat")
-    try:
-        faults = []
-        for _ in range(12):
-            process.ask(opened.job, opened.codestreams[0], 60.0)
-            faults.append(int(status.read_text().rpartition(")")[2].split()[7]))
-    finally:
-        process.close()
-    assert (faults[-1] - faults[2]) / 9 < 100
-
-
 def test_the_licence_of_no_decoder_is_copyleft() -> None:
-    assert set(decoder.PLUGINS.values()) == {
+    assert set(decoding.PLUGINS.values()) == {
         "gdcm",
         "pillow",
         "pyjpegls",
         "pylibjpeg",
     }
-    with_libjpeg = [uid for uid, plugin in decoder.PLUGINS.items() if plugin == "pylibjpeg"]
+    with_libjpeg = [uid for uid, plugin in decoding.PLUGINS.items() if plugin == "pylibjpeg"]
     assert not [uid for uid in with_libjpeg if uid[-2:] in ("50", "51", "57", "70", "80", "81")]
 
 
