@@ -1,7 +1,7 @@
 """The pictures a model sees of a volume: which slices, which grey values, and the way back to them.
 
-What a model was trained on is a named value, its `ViewProfile`. A view shows a slice, or the mean
-of a slab, in canonical orientation (columns to patient left, rows to posterior or feet) with
+What a model was trained on is a named value, its `ViewProfile`. A view shows a slice, or a slab's
+mean or maximum, in canonical orientation (columns to patient left, rows to posterior or feet) with
 three windows as three channels. Each keeps its `Source`.
 """
 
@@ -21,11 +21,12 @@ from encoders.features import Problem, Source
 
 @dataclass(frozen=True)
 class Window:
-    """A grey-level window in HU."""
+    """A grey-level window in HU, and what of a slab it shows: its mean, or its maximum (MIP)."""
 
     name: str
     center: float
     width: float
+    projection: Literal["mean", "max"] = "mean"
 
     def apply(self, hu: np.ndarray) -> np.ndarray:
         """HU -> uint8, 0 at center - width / 2, 255 at center + width / 2."""
@@ -44,7 +45,7 @@ class ViewProfile:
         windows: one per colour channel.
         num_views: the most pictures of one volume.
         size: pixels of a side; None keeps the slice's own, padded with black to a square.
-        slab: whether a view is the mean of the slices it stands for, or the nearest of them.
+        slab: whether a view is projected from the slices it stands for, or the nearest of them.
         scale: what the windows apply to: Hounsfield units, or 0..1 between the percentiles of the
             whole volume, or 0..1 of the grey levels that the header wants shown.
         label: what stands beside a picture in the prompt of a model that interleaves words.
@@ -63,6 +64,8 @@ LUNG = Window("lung", -600, 1500)
 SOFT = Window("soft tissue", 40, 400)
 BONE = Window("bone", 400, 1800)
 _OURS = (LUNG, SOFT, BONE)
+# a nodule or plaque of a few millimetres fades in the mean of a thick slab, not in its maximum
+_BRIGHTEST = (replace(LUNG, projection="max"), SOFT, replace(BONE, projection="max"))
 # MedGemma 1.5: wide [-1024, 1024], soft tissue [-135, 215], brain [0, 80] HU; 85 slices at most
 _MEDGEMMA = (Window("wide", 0, 2048), Window("soft tissue", 40, 350), Window("brain", 40, 80))
 _GREY = (Window("grey", 0.5, 1),) * 3
@@ -70,7 +73,8 @@ PROFILES = {
     profile.name: profile
     for profile in (
         ViewProfile("crossread-ct", _OURS, 16, 96, slab=True),
-        ViewProfile("crossread-ct-large", _OURS, 32, 224, slab=True),
+        ViewProfile("crossread-ct-mip", _BRIGHTEST, 16, 96, slab=True),
+        ViewProfile("crossread-ct-large", _BRIGHTEST, 32, 224, slab=True),
         ViewProfile("medgemma-ct", _MEDGEMMA, 85, None),
         # for models that know grey pictures only: one window a picture, told in words
         ViewProfile("ct-lung", (LUNG,) * 3, 16, None, label="SLICE {number}, lung window"),
@@ -184,11 +188,14 @@ def _pictures(values: _Values, groups: list[np.ndarray], frame: _Frame) -> np.nd
     if (frame.height, frame.width) == (rows, columns) and all(len(g) == 1 for g in groups):
         return np.moveaxis(frame.pad(to_rgb(values.voxels[single], values.windows)), -1, 1)
     pixels = np.empty((len(groups), 3, frame.size, frame.size), np.uint8)
+    wanted = {window.projection for window in values.windows}
     for k, group in enumerate(groups):
         slices = values.voxels[group[0] : group[-1] + 1]
-        slab = np.maximum(slices.astype(np.float32), np.float32(values.air)).mean(0)
-        picture = frame.resize(slab, values.air)
-        pixels[k] = [window.apply(picture) for window in values.windows]
+        slices = np.maximum(slices.astype(np.float32), np.float32(values.air))
+        seen = {"mean": frame.resize(slices.mean(0), values.air)}
+        if "max" in wanted:  # of what a pixel holds of each slice: one noisy voxel does not count
+            seen["max"] = np.max([frame.resize(one, values.air) for one in slices], 0)
+        pixels[k] = [window.apply(seen[window.projection]) for window in values.windows]
     return pixels
 
 

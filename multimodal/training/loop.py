@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 FINAL_SHARE = 0.03  # of the learning rate, left at the last step
+_TABLES = ("embed", "words", "places", "name.weight")  # rows of them are looked up, not multiplied
+_LEAST_SIDE = 64  # of a matrix that maps between hidden states; smaller ones are heads
 
 
 @dataclass(frozen=True)
@@ -85,32 +87,51 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def train(stage: Stage[Batch], schedule: Schedule, work_dir: Path, *, seed: int = 0) -> None:
     """Run a stage to its last step, from its saved state where there is one."""
     wanted = [p for p in stage.model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        wanted, lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
-    )
+    optimisers = optimisers_of(stage.model, schedule)
     state_file = work_dir / f"{stage.name}_state.pt"
-    first = _resume(stage, optimiser, state_file)
+    first = _resume(stage, optimisers, state_file)
     means: dict[str, torch.Tensor] = {}
     started = time.monotonic()
     stage.model.train()
     for step, batch in _batches(stage, schedule, first, seed):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
         kind, loss = stage.loss(batch)
-        optimiser.zero_grad()
+        stage.model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(wanted, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(step)
+            optimiser.step()
         value = loss.detach()  # read only when it is shown: reading waits for a GPU
         means[kind] = 0.98 * means[kind] + 0.02 * value if kind in means else value
         count = step + 1
         if count % schedule.save_every == 0 or count == schedule.steps:
             seconds = (time.monotonic() - started) / (count - first)
             losses = " ".join(f"{kind} {mean:.4f}" for kind, mean in means.items())
-            _save(stage, optimiser, count, state_file)
+            _save(stage, optimisers, count, state_file)
             logger.info("%s step %d of %d, %.2f s a step, loss %s, held-out %s",
                         stage.name, count, schedule.steps, seconds, losses, stage.check())  # fmt: skip
     stage.model.eval()
+
+
+def optimisers_of(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan 2024) for the matrices inside the networks, AdamW for all else.
+
+    Muon's steps are scaled to AdamW's (Liu et al. 2025), so that one rate serves both.
+    """
+    inside: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_table = any(part in name for part in _TABLES)
+            large = parameter.ndim == 2 and min(parameter.shape) >= _LEAST_SIDE
+            (inside if large and not is_table else rest).append(parameter)
+    decay = schedule.weight_decay
+    adamw = torch.optim.AdamW(rest, schedule.lr, weight_decay=decay, betas=(0.9, 0.98))
+    if not inside:
+        return [adamw]
+    muon = torch.optim.Muon(inside, schedule.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return [adamw, muon]
 
 
 def _batches(
@@ -126,20 +147,22 @@ def _batches(
                 yield step - schedule.num_workers, ahead.popleft().result()
 
 
-def _resume(stage: Stage[Batch], optimiser: torch.optim.Optimizer, state_file: Path) -> int:
+def _resume(stage: Stage[Batch], optimisers: list[torch.optim.Optimizer], state_file: Path) -> int:
     if not state_file.is_file():
         return 0
     state = torch.load(state_file, weights_only=True, map_location="cpu")
     stage.model.load_state_dict(state["model"], strict=False)
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(kept)
     return state["step"]
 
 
 def _save(
-    stage: Stage[Batch], optimiser: torch.optim.Optimizer, step: int, state_file: Path
+    stage: Stage[Batch], optimisers: list[torch.optim.Optimizer], step: int, state_file: Path
 ) -> None:
     """Written beside and moved, so that a kill never leaves half a state."""
     weights = {k: v for k, v in stage.model.state_dict().items() if stage.kept(k)}
     beside = state_file.with_suffix(".new")
-    torch.save({"model": weights, "optimiser": optimiser.state_dict(), "step": step}, beside)
+    states = [optimiser.state_dict() for optimiser in optimisers]
+    torch.save({"model": weights, "optimisers": states, "step": step}, beside)
     beside.replace(state_file)

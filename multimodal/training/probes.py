@@ -24,15 +24,9 @@ from multimodal.local import LocalBackend
 from multimodal.messages import Study, user
 from multimodal.prompts import NamedFinding
 from multimodal.training.measures import area, mean
-from multimodal.training.world import phantom
 from multimodal.training.world.reports import Vocabulary, Writer, all_keys
-from multimodal.training.world.scan import random_scan
 from multimodal.training.world.worlds import (
-    VOCABULARIES,
     World,
-    random_body,
-    scanned,
-    truth_of,
 )
 
 NUM_CONTROLS = 4
@@ -244,22 +238,10 @@ def reading_time(backend: LocalBackend, world: World) -> dict[str, float]:
 
 def _long_study(world: World) -> tuple[Volume, list[NamedFinding], Vocabulary, float]:
     rng = np.random.default_rng((_PROBE_SEED, 120))
-    vocabulary: Vocabulary
-    if world.name == "phantom":
-        body = phantom.random_phantom(rng)
-        rendered, truth = phantom.render(body, LONG_SHAPE, rng), body.truth
-        vocabulary = world.vocabularies[0]
-    else:
-        chest = random_body(rng, "chest")
-        plan = random_scan(rng, chest.field_mm, chest.length_mm)
-        bottom, top = chest.length_mm
-        steps = np.array([top - bottom, *np.multiply(plan.shape[1:], plan.spacing_mm[1:])])
-        dz, dy, dx = (steps / LONG_SHAPE).tolist()
-        plan = replace(plan, shape=LONG_SHAPE, spacing_mm=(dz, dy, dx))
-        rendered, truth = scanned(chest, plan, rng), truth_of(chest)
-        vocabulary = VOCABULARIES["chest"]
+    drawn = world.chest(rng, LONG_SHAPE, None)
+    rendered = drawn.rendered
     with tempfile.TemporaryDirectory(prefix="crossread-") as folder:
         write_ct_series(rendered.voxels, rendered.affine, Path(folder))
         started = time.perf_counter()
         volume = load_volume(Path(folder))
-        return volume, truth, vocabulary, time.perf_counter() - started
+        return volume, drawn.truth, drawn.vocabulary, time.perf_counter() - started

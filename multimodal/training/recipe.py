@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,9 @@ from multimodal.training.evaluation import calibrate
 from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
 from multimodal.training.vision_pretraining import DenseModel, train_vision
-from multimodal.training.world.phantom import Key, Phantom, random_phantom, render
+from multimodal.training.world.findings import Key
 from multimodal.training.world.reports import Writer
-from multimodal.training.world.worlds import WORLDS
+from multimodal.training.world.worlds import WORLDS, Drawn, World
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _save(
     save(model, recipe.out)
     processor.save_pretrained(recipe.out)
     calibrate(recipe.out, NUM_CALIBRATED)
-    write_sample(recipe.out / "sample")
+    write_sample(recipe.out / "sample", WORLDS[recipe.world])
     logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
 
 
@@ -254,25 +254,27 @@ def novelty_of(
     )
 
 
-def write_sample(folder: Path) -> None:
-    """The sample study as DICOM, and a report of it with two planted mistakes."""
+def write_sample(folder: Path, world: World) -> None:
+    """A chest as DICOM, and a report of it with two planted mistakes."""
     rng = np.random.default_rng(SAMPLE_SEED)
-    body = random_phantom(rng, SAMPLE_KEYS)
-    rendered = render(body, SAMPLE_SHAPE, rng)
-    write_ct_series(rendered.voxels, rendered.affine, folder / "study")
-    lines = ["TECHNIQUE: CT of the chest without contrast.", "", "FINDINGS:", *_sample_report(body)]
+    drawn = world.chest(rng, SAMPLE_SHAPE, SAMPLE_KEYS)
+    voxels, affine = drawn.rendered.voxels, drawn.rendered.affine
+    write_ct_series(voxels, affine, folder / "study")
+    findings = _sample_report(drawn)
+    lines = ["TECHNIQUE: CT of the chest without contrast.", "", "FINDINGS:", *findings]
     (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _sample_report(body: Phantom) -> Iterator[str]:
+def _sample_report(drawn: Drawn) -> Iterator[str]:
     """The nodule on the wrong side, the effusion right, the large heart left out."""
-    writer = Writer(body.truth, np.random.default_rng(SAMPLE_SEED))
-    nodule = next(f for f in body.truth if f.name == "nodule")
+    vocabulary = replace(drawn.vocabulary, languages=("en",), rich=False)
+    writer = Writer(drawn.truth, np.random.default_rng(SAMPLE_SEED), vocabulary)
+    nodule = next(f for f in drawn.truth if f.name == "nodule")
     other = NamedFinding("nodule", "left" if nodule.side == "right" else "right", nodule.size_mm)
     yield writer.say(other).text
-    yield writer.say(next(f for f in body.truth if f.name == "pleural effusion")).text
-    yield writer.deny(("pneumothorax", None), body.truth).text
-    yield writer.deny(("consolidation", None), body.truth).text
+    yield writer.say(next(f for f in drawn.truth if f.name == "pleural effusion")).text
+    yield writer.deny(("pneumothorax", None), drawn.truth).text
+    yield writer.deny(("consolidation", None), drawn.truth).text
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def _captions(
 
 
 @torch.no_grad()
-def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 48) -> dict[str, float]:
+def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 128) -> dict[str, float]:
     """Study-level AUROC per finding (the best patch's logit) on held-out studies."""
     model.eval()
     device = next(model.parameters()).device

@@ -8,7 +8,7 @@ generator. Out: a `Drawn` study with its truth; what may be said of it is its vo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from multimodal.training.world.phantom import Rendered, random_phantom
 from multimodal.training.world.reports import PHANTOM, Vocabulary
 from multimodal.training.world.scan import Scan, finish, random_scan
 
+Shape = tuple[int, int, int]
 PHANTOM_SHAPES = ((32, 192, 192), (40, 224, 224), (48, 256, 256))  # slices, rows, columns
 
 
@@ -49,6 +50,8 @@ class World:
         findings: (name, has sides), the channels of a finding head.
         vocabularies: one for each kind of study.
         draw: a random study; the second argument draws it that many times coarser than scanned.
+        truth: what a random study shows, undrawn.
+        chest: a chest in so many slices, rows and columns, with certain findings or random ones.
     """
 
     name: str
@@ -56,6 +59,7 @@ class World:
     vocabularies: Sequence[Vocabulary]
     draw: Callable[[np.random.Generator, float], Drawn]
     truth: Callable[[np.random.Generator], tuple[list[NamedFinding], Vocabulary]]
+    chest: Callable[[np.random.Generator, Shape, list[Key] | None], Drawn]
 
 
 def _phantom(rng: np.random.Generator, _coarser: float = 1.0) -> Drawn:
@@ -66,6 +70,11 @@ def _phantom(rng: np.random.Generator, _coarser: float = 1.0) -> Drawn:
 
 def _phantom_truth(rng: np.random.Generator) -> tuple[list[NamedFinding], Vocabulary]:
     return random_phantom(rng).truth, PHANTOM
+
+
+def _phantom_chest(rng: np.random.Generator, shape: Shape, keys: list[Key] | None) -> Drawn:
+    body = random_phantom(rng, keys)
+    return Drawn(body.truth, PHANTOM, phantom.render(body, shape, rng))
 
 
 _MAKE: Mapping[Region, Callable[[np.random.Generator, list[Key]], Body]] = {
@@ -122,16 +131,26 @@ def _body_truth(rng: np.random.Generator) -> tuple[list[NamedFinding], Vocabular
     return truth_of(body), VOCABULARIES[body.region]
 
 
+def _body_chest(rng: np.random.Generator, shape: Shape, keys: list[Key] | None) -> Drawn:
+    body = random_body(rng, "chest", keys)
+    plan = random_scan(rng, body.field_mm, body.length_mm)
+    field_mm = np.multiply(plan.shape, plan.spacing_mm)
+    dz, dy, dx = (field_mm / shape).tolist()
+    scan = replace(plan, shape=shape, spacing_mm=(dz, dy, dx))
+    return Drawn(truth_of(body), VOCABULARIES["chest"], scanned(body, scan, rng), scan)
+
+
 WORLDS: dict[str, World] = {
     world.name: world
     for world in (
-        World("phantom", PHANTOM.findings, (PHANTOM,), _phantom, _phantom_truth),
+        World("phantom", PHANTOM.findings, (PHANTOM,), _phantom, _phantom_truth, _phantom_chest),
         World(
             "body",
             tuple((k.name, k.sided) for k in KINDS),
             tuple(VOCABULARIES.values()),
             _body,
             _body_truth,
+            _body_chest,
         ),
     )
 }

@@ -11,7 +11,7 @@ from torch import nn
 
 from multimodal.training.audio_pretraining import edit_distance
 from multimodal.training.corpus import Frame, patch_cover
-from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, train
+from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
 from multimodal.training.vision_pretraining import Contrast, auroc, dense_loss
 from multimodal.training.world.phantom import random_phantom, render
 from multimodal.training.world.worlds import WORLDS
@@ -19,7 +19,7 @@ from multimodal.training.world.worlds import WORLDS
 
 def _stage(model: nn.Module) -> Stage[torch.Tensor]:
     def draw(_step: int, rng: np.random.Generator) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal((8, 3)).astype(np.float32))
+        return torch.from_numpy(rng.standard_normal((8, 64)).astype(np.float32))
 
     def loss(x: torch.Tensor) -> tuple[str, torch.Tensor]:
         return "square", (model(x) - x.sum(1, keepdim=True)).square().mean()
@@ -29,7 +29,7 @@ def _stage(model: nn.Module) -> Stage[torch.Tensor]:
 
 def _linear() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Linear(3, 1)
+    return nn.Linear(64, 64)  # its weight is Muon's, its bias AdamW's
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
@@ -56,6 +56,25 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) 
     train(_stage(resumed), schedule, tmp_path / "b")
     assert torch.equal(whole.weight, resumed.weight)
     assert not torch.equal(whole.weight, _linear().weight)
+
+
+def test_muon_turns_the_matrices_inside_and_adamw_all_else() -> None:
+    """Muon's update has equal singular values (its orthogonalised gradient), AdamW's has not."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embed": nn.Embedding(96, 64), "inside": nn.Linear(64, 96)})
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimisers = optimisers_of(model, Schedule(10, lr=0.1, weight_decay=0.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    for optimiser in optimisers:
+        optimiser.step()
+    turned = torch.linalg.svdvals(model["inside"].weight - before["inside.weight"]).detach()
+    assert turned.min() > 0.5 * turned.max()
+    moved = (model["embed"].weight - before["embed.weight"]).abs().detach()
+    assert moved.mean().item() == pytest.approx(0.1, rel=0.05)  # Adam's first step: the rate
+    held = [p for o in optimisers for g in o.param_groups for p in g["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert len(held) == len(list(model.parameters()))
 
 
 def test_batches_drawn_ahead_by_many_threads_come_in_the_order_of_the_steps(

@@ -33,13 +33,16 @@ from multimodal.training.vision_pretraining import Contrast, DenseModel
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
 from multimodal.training.world.findings import keys_of
 from multimodal.training.world.mistakes import Faulty, Line, Mistake
-from multimodal.training.world.worlds import WORLDS
+from multimodal.training.world.worlds import WORLDS, World
 
 speaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
 
-def test_the_sample_is_a_ct_series_that_shows_what_its_report_gets_wrong(tmp_path: Path) -> None:
-    recipe.write_sample(tmp_path)
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_the_sample_is_a_ct_series_that_shows_what_its_report_gets_wrong(
+    tmp_path: Path, world: World
+) -> None:
+    recipe.write_sample(tmp_path, world)
     series = scan(tmp_path / "study").default()
     volume = load_volume(series)
     assert series.is_volume
