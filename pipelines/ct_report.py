@@ -33,10 +33,10 @@ from pipelines.evidence import (
     all_evidence,
     as_evidence,
     locate,
-    spoken_of,
 )
 from pipelines.opening import open_study, typed_report
 from pipelines.session import ABSTAINS, Session, Step, kept
+from pipelines.terms import spoken_of
 
 if TYPE_CHECKING:
     from encoders.dicom import Study as Scanned

@@ -6,7 +6,6 @@ Plain values; every door (API, CLI, page) prints the same `Reading`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -194,37 +193,3 @@ def as_evidence(region: Region, shape: Sequence[int]) -> Evidence:
     y0, y1 = (min(max(y, 0.0), float(rows)) for y in (region.box[1], region.box[3]))
     box = (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
     return Evidence("image", source.slice_index, source.position_mm, box, score=region.score)
-
-
-_SYNONYMS = {
-    "pleural effusion": ("pleural fluid", "effusion"),
-    "consolidation": ("opacity",),
-    "pneumothorax": ("pleural air",),
-    "cardiomegaly": ("heart is", "enlarged heart"),
-    "aortic calcification": ("aorta", "aortic"),
-}
-_ELSEWHERE = re.compile(r"\b(pericardial|joint)\s+effusions?")
-
-
-def spoken_of(sentence: str, names: Sequence[str]) -> tuple[str, str | None] | None:
-    """The finding and side that a sentence names, None if it names none of `names`.
-
-    The side is the one that stands nearest to the finding, both counted in letters.
-    """
-    words = _ELSEWHERE.sub("", sentence.lower())
-    found = [_place(words, name, name) for name in names]
-    found += [_place(words, word, n) for n in names for word in _SYNONYMS.get(n, ())]
-    name, start, stop = next((f for f in found if f is not None), (None, 0, 0))
-    if name is None:
-        return None
-    sides = [
-        (min(abs(m.start() - stop), abs(start - m.end())), m[1])
-        for m in re.finditer(r"\b(right|left)\b", words)
-    ]
-    return name, min(sides)[1] if sides else None
-
-
-def _place(words: str, word: str, name: str) -> tuple[str, int, int] | None:
-    """Where a word begins and ends in a sentence, with the finding it stands for."""
-    match = re.search(rf"\b{re.escape(word)}", words)
-    return (name, match.start(), match.end()) if match else None

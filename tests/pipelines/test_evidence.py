@@ -3,47 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from encoders.features import Source
 from multimodal.backends import Region
-from multimodal.training.world.phantom import FINDINGS
-from multimodal.training.world.reports import NamedFinding, Sentence, all_keys
-from pipelines.evidence import Discrepancy, Evidence, all_evidence, as_evidence, locate, spoken_of
-
-NAMES = [name for name, _ in FINDINGS]
-
-
-@pytest.mark.parametrize(("name", "side"), all_keys())
-@pytest.mark.parametrize("denied", [False, True])
-def test_every_wording_of_the_generated_world_is_understood(
-    name: str, side: str | None, denied: bool
-):
-    for style in range(5):
-        text = Sentence(NamedFinding(name, side, 14.0), denied, (style, False)).text  # type: ignore[arg-type]
-        assert spoken_of(text, NAMES) == (name, side), text
-
-
-@pytest.mark.parametrize(
-    ("sentence", "expected"),
-    [
-        ("There is a small pericardial effusion.", None),
-        ("Massive left effusion.", ("pleural effusion", "left")),
-        ("Nodules in both lungs.", ("nodule", None)),
-        ("The right lung is clear, a nodule lies in the left.", ("nodule", "left")),
-        ("No bony lesion.", None),
-        ("A bright spot.", None),
-    ],
-)
-def test_other_wordings_name_the_finding_or_nothing(sentence: str, expected: tuple | None):
-    assert spoken_of(sentence, NAMES) == expected
-
-
-def test_only_findings_the_model_knows_are_named():
-    assert spoken_of("There is a nodule and an effusion.", ["pleural effusion"]) == (
-        "pleural effusion",
-        None,
-    )
+from pipelines.evidence import Discrepancy, Evidence, all_evidence, as_evidence, locate
 
 
 def region(name: str, side: str | None, score: float) -> Region:

@@ -24,6 +24,8 @@ DESCRIBE = {
     "zh": ("这次检查显示什么？", "请总结所见。"),
 }
 
+ELSEWHERE = 0.2  # of the questions answered no: about a finding of another region
+
 
 @dataclass(frozen=True)
 class Dialogue:
@@ -53,7 +55,10 @@ def _presence(writer: Writer) -> Dialogue | None:
     if yes and not truth:
         return None
     side: Side | None
-    if yes:
+    if not yes and writer.vocabulary.elsewhere and rng.random() < ELSEWHERE:
+        name, sided = writer.vocabulary.elsewhere[rng.integers(len(writer.vocabulary.elsewhere))]
+        side = ("right", "left")[rng.integers(2)] if sided else None
+    elif yes:
         finding = truth[rng.integers(len(truth))]
         name, side = finding.name, finding.side
     else:

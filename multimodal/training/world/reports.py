@@ -38,6 +38,7 @@ class Vocabulary:
         languages: of reports and questions.
         rich: every wording, with places and hedges, or the plain ones only.
         region: what the study shows, for the technique section.
+        elsewhere: findings of other regions, which such a study never shows.
     """
 
     findings: tuple[tuple[str, bool], ...]
@@ -46,6 +47,7 @@ class Vocabulary:
     languages: tuple[Language, ...] = ("en",)
     rich: bool = False
     region: str = "chest"
+    elsewhere: tuple[tuple[str, bool], ...] = ()
 
     def language(self, rng: np.random.Generator) -> Language:
         """One of its languages at random; nothing is drawn where there is one only."""

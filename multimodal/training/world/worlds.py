@@ -91,6 +91,7 @@ VOCABULARIES: dict[Region, Vocabulary] = {
         ("en", "zh"),
         rich=True,
         region=region,
+        elsewhere=tuple((k.name, k.sided) for k in KINDS if k.region != region),
     )
     for region in REGIONS
 }
