@@ -18,6 +18,7 @@ import torch
 from multimodal.modeling import MultimodalForConditionalGeneration, trainable
 from multimodal.processing import AUDIO, IMAGE, REGION, STUDY, STUDY_END, MultimodalProcessor
 from multimodal.prompts import TRANSCRIBE
+from multimodal.training import ranks
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, speak_corpus
 from multimodal.training.corpus import Corpus, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
@@ -25,7 +26,7 @@ from multimodal.training.vision_pretraining import dense_loss
 from multimodal.training.world.dialogues import Dialogue, ask
 
 QUESTIONS = (
-    *("presence",) * 2, "list", *("size",) * 2, "side", *("check",) * 6, "omission", "describe",
+    *("presence",) * 4, "list", *("size",) * 2, "side", *("check",) * 8, *("omission",) * 2, "describe",
 )  # fmt: skip
 
 
@@ -76,11 +77,17 @@ def encode_corpus(model: MultimodalForConditionalGeneration, work_dir: Path) -> 
     device = next(tower.parameters()).device
     patches = tower.grid[0] * tower.grid[1]
     shape = (corpus.num_studies, corpus.num_views, patches, tower.width)
-    features = open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    if ranks.rank() == 0:
+        open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    ranks.wait()
+    features = np.load(file, mmap_mode="r+")
     with torch.inference_mode():
-        for i in tqdm(range(corpus.num_studies), desc="encode", mininterval=10):
+        for i in tqdm(
+            range(ranks.rank(), corpus.num_studies, ranks.count()), desc="encode", mininterval=10
+        ):
             pixels = torch.from_numpy(np.array(corpus.views[i])).to(device)
             features[i] = tower(tower.preprocess.normalise(pixels)).half().cpu().numpy()
+    ranks.wait()
     mark.touch()
     return features
 

@@ -2,7 +2,7 @@
 
 Every stage gives it batches, a loss and a held-out check; it knows no data and no model. Step `n`
 draws from `default_rng((seed, n))`, whichever thread draws it, so a run that was cut off goes on as
-if it had not been.
+if it had not been. Of several processes each draws its own batch and the first writes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from torch import nn
+
+from multimodal.training import ranks
 
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -97,6 +99,7 @@ def train(stage: Stage[Batch], schedule: Schedule, work_dir: Path, *, seed: int 
         kind, loss = stage.loss(batch)
         stage.model.zero_grad()
         loss.backward()
+        ranks.average_gradients(wanted)
         nn.utils.clip_grad_norm_(wanted, 1.0)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
@@ -105,7 +108,8 @@ def train(stage: Stage[Batch], schedule: Schedule, work_dir: Path, *, seed: int 
         value = loss.detach()  # read only when it is shown: reading waits for a GPU
         means[kind] = 0.98 * means[kind] + 0.02 * value if kind in means else value
         count = step + 1
-        if count % schedule.save_every == 0 or count == schedule.steps:
+        due = count % schedule.save_every == 0 or count == schedule.steps
+        if due and ranks.rank() == 0:
             seconds = (time.monotonic() - started) / (count - first)
             losses = " ".join(f"{kind} {mean:.4f}" for kind, mean in means.items())
             _save(stage, optimisers, count, state_file)
@@ -139,10 +143,12 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     """Step and batch in order, some drawn ahead."""
     ahead: deque[Future[Batch]] = deque()
+    apart = (ranks.rank(),) if ranks.rank() else ()
     with ThreadPoolExecutor(schedule.num_workers) as pool:
         for step in range(first, schedule.steps + schedule.num_workers):
             if step < schedule.steps:
-                ahead.append(pool.submit(stage.draw, step, np.random.default_rng((seed, step))))
+                rng = np.random.default_rng((seed, step, *apart))
+                ahead.append(pool.submit(stage.draw, step, rng))
             if step >= first + schedule.num_workers:
                 yield step - schedule.num_workers, ahead.popleft().result()
 

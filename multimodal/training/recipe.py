@@ -29,6 +29,7 @@ from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
 from multimodal.processing import MultimodalProcessor
 from multimodal.prompts import NamedFinding
+from multimodal.training import ranks
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
 from multimodal.training.corpus import (
     HELD_OUT,
@@ -158,8 +159,10 @@ def _once(work: Path, name: str, module: nn.Module, train: Callable[[], None]) -
     if weights.is_file():
         return
     train()
-    state = {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
-    save_file(state, weights)
+    if ranks.rank() == 0:
+        state = {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
+        save_file(state, weights)
+    ranks.wait()
 
 
 def _vision(
@@ -285,6 +288,7 @@ def main() -> None:
         value = getattr(usual, given.name)
         kind = Path if isinstance(value, Path) else type(value)
         parser.add_argument(f"--{given.name.replace('_', '-')}", type=kind, default=value)
+    ranks.join()
     run(Recipe(**vars(parser.parse_args())))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from multimodal.training import ranks
 from multimodal.training.audio_pretraining import edit_distance
 from multimodal.training.corpus import Frame, patch_cover
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
@@ -92,6 +95,39 @@ def test_a_stage_of_no_steps_leaves_its_model_as_it_is(tmp_path: Path) -> None:
     model = _linear()
     train(_stage(model), Schedule(0, lr=0.05, num_workers=3), tmp_path)
     assert torch.equal(model.weight, _linear().weight)
+
+
+def _train_rank(rank: int, folder: str, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    ranks.join()
+    model = _linear()
+    train(_stage(model), Schedule(5, lr=0.05, warmup=2, save_every=5), Path(folder))
+    torch.save(model.state_dict(), Path(folder) / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns_from_both_their_batches(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_train_rank, args=(str(tmp_path), port), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
+    model = _linear()
+    both = _stage(model)
+
+    def draw(step: int, rng: np.random.Generator) -> torch.Tensor:
+        other = np.random.default_rng((0, step, 1))
+        return torch.cat([both.draw(step, rng), both.draw(step, other)])
+
+    (tmp_path / "one").mkdir()
+    alone = Stage("toy", model, draw, both.loss, both.check)
+    train(alone, Schedule(5, lr=0.05, warmup=2), tmp_path / "one")
+    assert torch.equal(first["weight"], second["weight"])
+    # Muon turns in bfloat16, so sums in another order may end a bit apart
+    assert torch.allclose(first["weight"], model.weight, atol=2e-3)
+    assert not torch.allclose(first["weight"], _linear().weight, atol=2e-2)
 
 
 def test_the_rate_warms_up_and_falls_to_its_last_share() -> None:
