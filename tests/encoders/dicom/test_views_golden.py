@@ -1,6 +1,6 @@
-"""The bytes that the shipped checkpoint was trained on: profile `crossread-ct` on regular axial CT.
+"""The bytes that checkpoints were trained on: our small view profiles on regular axial CT.
 
-A change of any hash here makes the checkpoint see something it was not trained on. Other input
+A change of any hash here makes a checkpoint see something it was not trained on. Other input
 (tilted, irregular, not CT) is free to improve.
 """
 
@@ -16,24 +16,33 @@ from encoders.dicom import PROFILES, Volume, load_volume, make_views
 from encoders.dicom.header import SeriesInfo
 from encoders.dicom.write import write_ct_series
 
-# slices, rows, columns; slice, row, column distance in mm; SHA-256 of pixels, of geometry in um
+# slices, rows, columns; slice, row, column distance in mm; SHA-256 of pixels by profile, of geometry in um
 GOLDEN = {
     "as trained: whole slabs, pixels in pairs": (
         (32, 192, 192),
         (8.0, 1.9, 1.9),
-        "47fdac8df6df10b2a47aa8e0f164cc528af6e0328457d920ed8c1af1b3d4ced3",
+        {
+            "crossread-ct": "47fdac8df6df10b2a47aa8e0f164cc528af6e0328457d920ed8c1af1b3d4ced3",
+            "crossread-ct-mip": "c2489b2ab6086b4320721faffe7b729559e826ef51e9a2231178a0fa1935bfdc",
+        },
         "6d25e15f7bbbddf3e0572e6971058d83345ee271f9754e3010a309ce98de85c9",
     ),
     "slabs and pixels that do not divide": (
         (40, 200, 176),
         (2.5, 0.7, 0.8),
-        "02346c09e7477e7e6387f13313583d74eae5b6270360129794368b125b8eea2c",
+        {
+            "crossread-ct": "02346c09e7477e7e6387f13313583d74eae5b6270360129794368b125b8eea2c",
+            "crossread-ct-mip": "32f5326a45bfdad0f3bf6540962489faa3803d2b224bd852b5823b17a411e3ea",
+        },
         "dfe3bed4e9a2efcf887bcd5cfb52eb8ba98d6dd7257f5de272ff8d7d103fc728",
     ),
     "fewer slices and pixels than views": (
         (12, 40, 64),
         (5.0, 3.0, 2.0),
-        "7a2e97ac9cc6ee0b0bad4780dcbaabd6f696e9536f0987fd70391fac6cf229eb",
+        {
+            "crossread-ct": "7a2e97ac9cc6ee0b0bad4780dcbaabd6f696e9536f0987fd70391fac6cf229eb",
+            "crossread-ct-mip": "7a2e97ac9cc6ee0b0bad4780dcbaabd6f696e9536f0987fd70391fac6cf229eb",
+        },
         "5aa15f36353cc448bbcc7d8507cc553ccb7db6b4bb731b12c305e6d2de485136",
     ),
 }
@@ -53,8 +62,8 @@ def _affine(shape: tuple[int, int, int], spacing: tuple[float, float, float]) ->
     return affine
 
 
-def _hashes(volume: Volume) -> tuple[str, str]:
-    views = make_views(volume, PROFILES["crossread-ct"])
+def _hashes(volume: Volume, profile: str) -> tuple[str, str]:
+    views = make_views(volume, PROFILES[profile])
     assert views.pixels.dtype == np.uint8
     assert views.geometry.dtype == np.float32
     micrometres = np.round(views.geometry.astype(np.float64) * 1000).astype("<i4")
@@ -64,16 +73,20 @@ def _hashes(volume: Volume) -> tuple[str, str]:
     )
 
 
+@pytest.mark.parametrize("profile", ["crossread-ct", "crossread-ct-mip"])
 @pytest.mark.parametrize("name", GOLDEN)
-def test_views_of_regular_axial_ct_are_the_bytes_the_checkpoint_was_trained_on(name: str) -> None:
+def test_views_of_regular_axial_ct_are_the_bytes_that_were_trained_on(
+    name: str, profile: str
+) -> None:
     shape, spacing, pixels, geometry = GOLDEN[name]
     affine = _affine(shape, spacing)
     positions = affine[2, 3] + affine[2, 0] * np.arange(shape[0])
     volume = Volume(_body(shape), affine, positions, (), SeriesInfo(modality="CT"))
-    assert _hashes(volume) == (pixels, geometry)
+    assert _hashes(volume, profile) == (pixels[profile], geometry)
 
 
 def test_files_of_a_series_give_the_same_bytes_as_the_volume_in_memory(tmp_path: Path) -> None:
     shape, spacing, pixels, geometry = GOLDEN["slabs and pixels that do not divide"]
     write_ct_series(_body(shape), _affine(shape, spacing), tmp_path)
-    assert _hashes(load_volume(tmp_path)) == (pixels, geometry)
+    profile = "crossread-ct-mip"
+    assert _hashes(load_volume(tmp_path), profile) == (pixels[profile], geometry)
