@@ -11,11 +11,20 @@ import argparse
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +55,7 @@ CALIBRATION_SEED = 400_000  # other studies still: nothing is fitted on what is 
 VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
 OMISSION = (prompts.NOTHING_OMITTED, "omission")
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
+CHUNK = 10  # studies that a process examines before it tells what it found
 COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
 Say = Callable[..., Finished]
 
@@ -194,8 +204,10 @@ def _hits(region: Region, case: Case) -> tuple[bool, bool]:
     return bool(mask[index].any()), bool(inside.any())
 
 
-def dictations(backend: LocalBackend, world: World, num: int) -> dict[str, float]:
+def dictations(model: Path, num: int) -> dict[str, float]:
     """Word error rate on voices never trained on, per language; Chinese by character."""
+    backend = _backend(model)
+    world = world_of(backend.model.config)
     errors: dict[str, int] = {}
     words: dict[str, int] = {}
     same = []
@@ -223,11 +235,12 @@ def hear(backend: LocalBackend, speech: np.ndarray) -> str:
     return collect(backend.generate([message], GenerateOptions(max_new_tokens=96))).text
 
 
-def dictated_checks(backend: LocalBackend, cases: Sequence[Case]) -> dict[str, float]:
+def dictated_checks(model: Path, num_studies: int) -> dict[str, float]:
     """The check of sentences as typed and as heard from a voice never trained on."""
     from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
 
     typed, dictated = Scores(), Scores()
+    backend, cases = _backend(model), _cases(model, range(num_studies))
     for number, case in enumerate(cases):
         say, rng = talk(backend, case), np.random.default_rng((FIRST_SEED, 8, number))
         for question in (q for q in case.questions if q.task == "check" and q.label != "typo"):
@@ -270,22 +283,28 @@ def answer_loss(backend: LocalBackend, cases: Sequence[Case]) -> float:
     return total / count
 
 
-def sparsity_curve(backend: LocalBackend, cases: Sequence[Case]) -> Iterator[dict[str, float]]:
-    """Loss, accuracy and executed share of the MLPs' multiply-adds at several sparsities."""
-    model = backend.model.language_model
-    config = backend.model.config.sparsity
-    for level in LEVELS:
-        set_sparsity(model, level)
-        scores = Scores()
-        with counting_flops(model) as flops:
+def at_sparsity(model: Path, level: float, num_studies: int) -> dict[str, float]:
+    """Loss, accuracy and executed share of the MLPs' multiply-adds at one sparsity."""
+    backend, cases, scores = _backend(model), _cases(model, range(num_studies)), Scores()
+    backbone = backend.model.language_model
+    set_sparsity(backbone, level)
+    try:
+        with counting_flops(backbone) as flops:
             for case in cases:
                 examine(backend, case, scores)
-        summary = scores.summary()
-        names = ("presence balanced accuracy", "list F1", "check balanced accuracy")
-        yield {"sparsity": level, "answer loss": answer_loss(backend, cases),
-               **{n: summary[n] for n in names}, "MLP skipped, decoding": flops.skipped_in_decode,
-               "MLP skipped, all": flops.skipped}  # fmt: skip
-    set_sparsity(model, config["sparsity"])
+        loss = answer_loss(backend, cases)
+    finally:
+        set_sparsity(backbone, backend.model.config.sparsity["sparsity"])
+    summary = scores.summary()
+    names = ("presence balanced accuracy", "list F1", "check balanced accuracy")
+    return {"sparsity": level, "answer loss": loss,
+            **{n: summary[n] for n in names}, "MLP skipped, decoding": flops.skipped_in_decode,
+            "MLP skipped, all": flops.skipped}  # fmt: skip
+
+
+def hiding(model: Path, num_studies: int) -> dict[str, float]:
+    """What `hidden_regions` finds on some studies."""
+    return hidden_regions(_backend(model), _cases(model, range(num_studies)))
 
 
 def calibrate(model: Path, num_studies: int) -> float:
@@ -312,39 +331,75 @@ def calibrate(model: Path, num_studies: int) -> float:
     return fitted
 
 
-def evaluate(model: Path, num_studies: int, num_dictations: int) -> dict[str, Any]:
-    """Everything the model card tells."""
-    from tqdm import tqdm
+@lru_cache(maxsize=1)
+def _backend(model: Path) -> LocalBackend:
+    """The checkpoint, once in each process."""
+    return LocalBackend.from_pretrained(model, device="cpu")
 
-    backend = LocalBackend.from_pretrained(model, device="cpu")
-    world = world_of(backend.model.config)
+
+def _cases(model: Path, seeds: Iterable[int]) -> list[Case]:
+    return [make_case(world_of(_backend(model).model.config), seed) for seed in seeds]
+
+
+def examine_some(model: Path, seeds: range) -> tuple[Scores, Scores, Scores]:
+    """Some studies seen as they are, blanked, and with the images of another of them."""
+    backend, cases = _backend(model), _cases(model, seeds)
     seeing, blind, shuffled = Scores(), Scores(), Scores()
-    cases = [make_case(world, seed) for seed in range(max(num_studies // 5, 2))]
-    other = cases[-1]
-    for seed in tqdm(range(num_studies), desc="studies"):
-        case = cases[seed] if seed < len(cases) else make_case(world, seed)
+    for number, case in enumerate(cases):
         examine(backend, case, seeing)
         examine(backend, blanked(case), blind)
-        examine(backend, replace(case, volume=other.volume, masks={}), shuffled)
-        other = case
+        other = cases[number - 1].volume
+        examine(backend, replace(case, volume=other, masks={}), shuffled)
+    return seeing, blind, shuffled
+
+
+def _workers(count: int) -> Executor:
+    """Processes of one thread each, or this process where one is enough."""
+    if count == 1:
+        return ThreadPoolExecutor(1)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,))
+
+
+def evaluate(
+    model: Path, num_studies: int, num_dictations: int, num_workers: int = 1
+) -> dict[str, Any]:
+    """Everything the model card tells; `num_workers` processes share the studies."""
+    from tqdm import tqdm
+
+    few = max(num_studies // 5, 2)
+    parts = [range(i, min(i + CHUNK, num_studies)) for i in range(0, num_studies, CHUNK)]
+    with _workers(num_workers) as pool:
+        studies = [pool.submit(examine_some, model, part) for part in parts]
+        heard = pool.submit(dictations, model, num_dictations)
+        dictated = pool.submit(dictated_checks, model, few)
+        hidden = pool.submit(hiding, model, few)
+        curve = [pool.submit(at_sparsity, model, level, few) for level in LEVELS]
+        tasks: list[Future[Any]] = [*studies, heard, dictated, hidden, *curve]
+        for task in tqdm(as_completed(tasks), total=len(tasks), desc="evaluation"):
+            task.result()  # an error ends it all at once
+    ways = zip(*(part.result() for part in studies), strict=True)
+    seeing, blind, shuffled = (Scores.joined(way) for way in ways)
+    recorded = Path(os.environ.get("CROSSREAD_SHARED_DATA", "../shared/data"))
+    backend = _backend(model)
+    world = world_of(backend.model.config)
     return {
         "weights_sha256": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest(),
         "world": world.name,
         "studies": num_studies,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "seeing": seeing.summary() | dictations(backend, world, num_dictations),
+        "machine": f"{platform.machine()}, {num_workers} processes",
+        "seeing": seeing.summary() | heard.result(),
         "blanked": blind.summary(),
         "shuffled": shuffled.summary(),
-        "dictated": dictated_checks(backend, cases),
+        "dictated": dictated.result(),
         "presence per finding": seeing.per_finding(),
         "mistakes": seeing.per_mistake(),
-        "hiding the region": hidden_regions(backend, cases),
-        "out of range": strange_studies(backend, seeing.novelty, Path(
-            os.environ.get("CROSSREAD_SHARED_DATA", "../shared/data"))),
+        "hiding the region": hidden.result(),
+        "out of range": strange_studies(backend, seeing.novelty, recorded),
         "reading": reading_time(backend, world),
-        "sparsity": list(sparsity_curve(backend, cases)),
-        "sparsity_studies": len(cases),
-    }  # fmt: skip
+        "sparsity": [level.result() for level in curve],
+        "sparsity_studies": few,
+    }
 
 
 def main() -> None:
@@ -354,8 +409,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--studies", type=int, default=120)
     parser.add_argument("--dictations", type=int, default=120)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    found = evaluate(options.model, options.studies, options.dictations)
+    found = evaluate(options.model, options.studies, options.dictations, options.workers)
     write_card(options.model, found)
     logger.info("\n%s", card_table(found))
 

@@ -52,6 +52,15 @@ class Scores:
     boxes: list[bool] = field(default_factory=list)
     novelty: list[float] = field(default_factory=list)  # in shares of the limit
 
+    @classmethod
+    def joined(cls, parts: Iterable[Scores]) -> Scores:
+        """The answers of several as those of one."""
+        whole = cls()
+        for part in parts:
+            for name, rows in vars(part).items():
+                getattr(whole, name).extend(rows)
+        return whole
+
     def summary(self) -> dict[str, float]:
         """The figures of the model card."""
         rows = _by_key(self.presence)
