@@ -28,7 +28,7 @@ from multimodal.training import (
     probes,
     recipe,
 )
-from multimodal.training.demo_model import build_demo
+from multimodal.training.demo_model import SIZES, build_demo
 from multimodal.training.vision_pretraining import Contrast, DenseModel
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
 from multimodal.training.world.findings import keys_of
@@ -165,17 +165,17 @@ def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb(
 
 def test_on_another_device_no_tensor_stays_behind_on_the_cpu() -> None:
     """On the meta device, which like a GPU refuses to meet tensors of the CPU, and has no values."""
-    model = build_demo(WORLDS["body"])[0].to("meta")
+    model, size = build_demo(WORLDS["body"])[0].to("meta"), SIZES["small"]
     pixels = torch.empty(16, 3, 96, 96, dtype=torch.uint8, device="meta")
     words = torch.empty(16, 9, dtype=torch.long, device="meta")
     dense = DenseModel(model.vision_tower, model.finding_head)
     features = dense.features(pixels)
-    assert Contrast(128, 2048).to("meta")(features, words).device.type == "meta"
+    assert Contrast(size.tower_width, 2048).to("meta")(features, words).device.type == "meta"
     geometry = torch.empty(16, 11, device="meta")
-    assert model.vision_projector(features, geometry, 96).shape == (16, 9, 192)
-    assert model.project_regions(features, geometry).shape == (len(keys_of()), 192)
+    assert model.vision_projector(features, geometry, 96).shape == (16, 9, size.hidden)
+    assert model.project_regions(features, geometry).shape == (len(keys_of()), size.hidden)
     mask = language._mask(words[:2], torch.float32)
-    embeds = torch.empty(2, 9, 192, device="meta")
+    embeds = torch.empty(2, 9, size.hidden, device="meta")
     output = model.language_model(inputs_embeds=embeds, attention_mask=mask, labels=words[:2])
     assert output.loss.device.type == "meta"
 
