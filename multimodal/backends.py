@@ -230,12 +230,18 @@ class MediaSize:
         pixels: of its largest picture, rows times columns.
         frames: pictures, slices or video frames it holds.
         seconds: of sound or video.
+        wanted: pictures that are to be shown at most; 0 for as many as the model takes.
     """
 
     modality: Modality
     pixels: int = 0
     frames: int = 0
     seconds: float = 0.0
+    wanted: int = 0
+
+    def num_shown(self, most: int) -> int:
+        """Pictures that a model sees of it which takes so many at most."""
+        return min(self.frames, most, self.wanted or most)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from encoders.errors import InvalidMessage
 from encoders.features import Problem
 from multimodal.messages import Audio, Image, Study
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-    from encoders.dicom import Views
+    from encoders.dicom import Series, ViewProfile, Views, Volume
 
 _MR, _OTHERS = "mr", "cxr"  # cxr: grey as the header asks, colour as it is
 
@@ -29,19 +30,45 @@ def study_views(part: Study, ct_profiles: Sequence[str], most: int) -> list[View
     Raises:
         InputError: a study that cannot be read, or whose pictures may show patient data.
     """
-    from encoders.dicom import PROFILES, Volume, load_volume, views_of
+    from encoders.dicom import PROFILES, Volume, load_volume
     from encoders.dicom.pictures import viewable
 
     seen = viewable(part.study)
     names: Sequence[str] = (_MR if seen.info.modality == "MR" else _OTHERS,)
     if seen.info.modality == "CT":
-        names = ct_profiles
+        names = ct_profiles[:1] if part.window else ct_profiles
         seen = seen if isinstance(seen, Volume) else load_volume(seen)
     profiles = (PROFILES[name] for name in names)
     return [
-        views_of(seen, replace(profile, num_views=min(profile.num_views, most)))
+        wanted_views(part, seen, replace(profile, num_views=min(profile.num_views, most)))
         for profile in profiles
     ]
+
+
+def wanted_views(part: Study, seen: Series | Volume, profile: ViewProfile) -> Views:
+    """The views by a profile, but for what the part asks to be shown otherwise.
+
+    Raises:
+        InputError: a study that cannot be read, or a window for one without Hounsfield units.
+    """
+    from encoders.dicom import Volume, Window, load_volume, views_of
+
+    if part.frames is not None:
+        profile = replace(profile, num_views=min(profile.num_views, part.frames))
+    if part.window is not None:
+        if seen.info.modality == "CT" and not isinstance(seen, Volume):
+            seen = load_volume(seen)
+        if not isinstance(seen, Volume) or not seen.calibrated:
+            raise InvalidMessage(
+                "window is in Hounsfield units and this study holds none; leave it out"
+            )
+        center, width = part.window
+        name = f"window {center:g}/{width:g}"
+        profile = replace(
+            profile, name=name, windows=(Window(name, center, width),) * 3,
+            label=f"SLICE {{number}}, {name} HU",
+        )  # fmt: skip
+    return views_of(seen, profile)
 
 
 def view_pictures(views: Views) -> list[PilImage]:

@@ -54,9 +54,25 @@ class Audio:
 
 @dataclass(frozen=True)
 class Study:
-    """A DICOM input: a path (its default series is used), a series, or a loaded volume."""
+    """A DICOM input: a path (its default series is used), a series, or a loaded volume.
+
+    Attributes:
+        window: centre and width in HU, to be shown in place of the model's own windows.
+        frames: pictures at most, evenly chosen, where the model would take more.
+
+    Raises:
+        InvalidMessage: a width that is not above 0, or no picture.
+    """
 
     study: Path | Series | Volume
+    window: tuple[float, float] | None = None
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and not self.window[1] > 0:
+            raise InvalidMessage(f"window has the width {self.window[1]:g} HU; it must be above 0")
+        if self.frames is not None and self.frames < 1:
+            raise InvalidMessage(f"frames is {self.frames}; at least 1 picture must be shown")
 
 
 Part = Text | Image | Video | Audio | Study
@@ -84,7 +100,7 @@ def from_openai(messages: Sequence[Mapping[str, Any]], first: int = 0) -> list[M
     """Messages from OpenAI / Hugging Face chat dicts, counted from `first` where one is wrong.
 
     A part is `{"type": "text", "text": …}`, or `image`, `video`, `audio` or `dicom` with its value
-    under its type's name, `url` or `path`. OpenAI's `image_url` (a data URL) and `input_audio`
+    under its type's name, `url` or `path`; `dicom` also with `window` and `frames`, see `Study`. OpenAI's `image_url` (a data URL) and `input_audio`
     (base64) are read too; nothing is fetched from the network.
 
     Raises:
@@ -104,7 +120,10 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def value_of(part: Part) -> tuple[str, Any]:
-    """A part's type name and value; a recording with its rate is a pair."""
+    """A part's type name and value; a recording with its rate is a pair.
+
+    A study that is to be shown in another way than the model's is its own value.
+    """
     if isinstance(part, Text):
         return "text", part.text
     if isinstance(part, Image):
@@ -112,7 +131,8 @@ def value_of(part: Part) -> tuple[str, Any]:
     if isinstance(part, Video):
         return "video", part.video
     if isinstance(part, Study):
-        return "dicom", part.study
+        plain = part.window is None and part.frames is None
+        return "dicom", part.study if plain else part
     return "audio", part.audio if part.rate_hz is None else (part.audio, part.rate_hz)
 
 
@@ -120,6 +140,10 @@ def _part_dict(part: Part) -> dict[str, Any]:
     kind, value = value_of(part)
     if isinstance(part, Audio):
         return {"type": kind, "audio": part.audio, "rate_hz": part.rate_hz}
+    if isinstance(part, Study):
+        asked = {"window": part.window, "frames": part.frames}
+        told = {name: wish for name, wish in asked.items() if wish is not None}
+        return {"type": kind, kind: part.study, **told}
     return {"type": kind, kind: value}
 
 
@@ -181,10 +205,14 @@ def _audio(value: Any, part: Mapping[str, Any]) -> Audio:
     return Audio(value, None if rate is None else _checked(rate, int))
 
 
-def _study(value: Any, _part: Mapping[str, Any]) -> Study:
-    if hasattr(value, "voxels") or hasattr(value, "pixels"):  # a volume or its views
-        return Study(value)
-    return Study(Path(_checked(value, str, Path)))
+def _study(value: Any, part: Mapping[str, Any]) -> Study:
+    if not (hasattr(value, "voxels") or hasattr(value, "pixels")):  # no volume nor its views
+        value = Path(_checked(value, str, Path))
+    window, frames = part.get("window"), part.get("frames")
+    if window is not None:
+        center, width = window
+        window = (float(_checked(center, int, float)), float(_checked(width, int, float)))
+    return Study(value, window, None if frames is None else _checked(frames, int))
 
 
 def _image_url(value: Any, _part: Mapping[str, Any]) -> Image:

@@ -142,7 +142,7 @@ class NativeBackend:
         family = self.prompter.family
         letters = sum(len(message.text) for message in messages)
         most = family.num_slices * len(family.ct_profiles)
-        pictures = sum(min(s.frames, most) for s in sizes)
+        pictures = sum(s.num_shown(most) for s in sizes)
         heard = sum(s.seconds for s in sizes if s.modality == "audio")
         tokens = letters // _LETTERS_PER_TOKEN + pictures * _TOKENS_PER_PICTURE
         tokens += int(heard * _TOKENS_PER_SECOND)

@@ -20,7 +20,8 @@ from transformers import BatchFeature, ProcessorMixin
 from encoders.errors import InvalidMessage, PlaceholderMismatch
 from encoders.features import Problem, Source, Span
 from encoders.picture import open_picture
-from multimodal.messages import Message, from_openai, value_of
+from multimodal.drawing import wanted_views
+from multimodal.messages import Message, Study, from_openai, value_of
 
 if TYPE_CHECKING:
     from encoders.dicom import ViewProfile
@@ -283,8 +284,8 @@ class MultimodalProcessor(ProcessorMixin):
             return AUDIO * (num_audio_tokens(samples, sense["stack"]) + (0 if within else cuts))
         n = self._sense("vision")["tokens_per_view"]
         if size.modality == "dicom":
-            return self._study_words(min(size.frames, self._profile().num_views))
-        return IMAGE * (n * min(size.frames, NUM_VIDEO_FRAMES))
+            return self._study_words(size.num_shown(self._profile().num_views))
+        return IMAGE * (n * size.num_shown(NUM_VIDEO_FRAMES))
 
     def _study_words(self, num_views: int) -> str:
         sense = self._sense("vision")
@@ -349,10 +350,13 @@ class MultimodalProcessor(ProcessorMixin):
         return Medium("audio", AUDIO * sum(counts), sources, log_mel=mels)
 
     def _dicom(self, value: Any) -> Medium:
-        from encoders.dicom import Views, views_of
+        from encoders.dicom import Views
         from encoders.dicom.pictures import viewable
 
-        views = value if isinstance(value, Views) else views_of(viewable(value), self._profile())
+        part = value if isinstance(value, Study) else Study(value)
+        views: Any = part.study
+        if not isinstance(views, Views):
+            views = wanted_views(part, viewable(views), self._profile())
         pixels = self._preprocess().normalise(torch.from_numpy(views.pixels))
         n, regions = (self._sense("vision")[k] for k in ("tokens_per_view", "num_regions"))
         words = self._study_words(len(views.sources))

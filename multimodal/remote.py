@@ -140,7 +140,7 @@ class RemoteBackend:
         """What `generate` would take; the tokens are a guess, as only the server can count them."""
         sizes = measure_media(messages)
         letters = sum(len(message.text) for message in messages)
-        pictures = sum(min(s.frames, NUM_PICTURES) for s in sizes)
+        pictures = sum(s.num_shown(NUM_PICTURES) for s in sizes)
         heard = sum(s.seconds for s in sizes if s.modality == "audio")
         tokens = letters // _LETTERS_PER_TOKEN + pictures * _TOKENS_PER_PICTURE
         new = (options or GenerateOptions()).max_new_tokens

@@ -100,7 +100,7 @@ def _swapped(value: Any, swap: Any) -> Any:
     """An argument with every study swapped for what stands for it."""
 
     def swapped(part: Part) -> Part:
-        return Study(swap(part.study)) if isinstance(part, Study) else part
+        return replace(part, study=swap(part.study)) if isinstance(part, Study) else part
 
     if isinstance(value, Study):
         return swapped(value)

@@ -6,13 +6,14 @@ A message part in, a `MediaSize` out. Knows no model and counts no tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from encoders.errors import MissingInput, UnreadableAudio, UnreadableImage
 from multimodal.backends import MediaSize
-from multimodal.messages import Message, value_of
+from multimodal.messages import Message, Study, value_of
 
 
 def measure_media(messages: Sequence[Message]) -> tuple[MediaSize, ...]:
@@ -91,6 +92,8 @@ def _audio(value: Any) -> MediaSize:
 
 
 def _dicom(value: Any) -> MediaSize:
+    if isinstance(value, Study):
+        return replace(_dicom(value.study), wanted=value.frames or 0)
     if hasattr(value, "voxels"):
         return MediaSize("dicom", _area(value.voxels.shape[1:]), len(value.voxels))
     if hasattr(value, "pixels"):  # views that are made already

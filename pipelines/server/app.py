@@ -173,6 +173,12 @@ def _add_model_routes(app: FastAPI, life: Life) -> None:
     ):  # fmt: skip
         app.post(path, name=path, description=act.__doc__ or "")(works(act))
 
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        """Refused."""
+        message = f"there are no embeddings here: {life.desk.name} answers in words"
+        raise ApiError(404, message, "not_found")
+
     @app.get("/v1/models")
     async def models() -> Response:
         """The one model served."""

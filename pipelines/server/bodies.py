@@ -75,11 +75,26 @@ class FileValue(_Strict):
     filename: str | None = None
 
 
+class WindowBody(_Strict):
+    """Grey levels in Hounsfield units."""
+
+    center: float = Field(allow_inf_nan=False)
+    width: float = Field(gt=0, allow_inf_nan=False)
+
+
+class MediaOptions(_Strict):
+    """How a study is to be shown, where not as the model was made for."""
+
+    window: WindowBody | None = None
+    frames: int | None = Field(default=None, ge=1)
+
+
 class FilePart(_Strict):
-    """A file: DICOM (one object or a zip), or any other medium."""
+    """A file: DICOM (one object or a zip), or any other medium; `media_options` go with DICOM."""
 
     type: Literal["file"]
     file: FileValue
+    media_options: MediaOptions | None = None
 
 
 MediaPart = ImagePart | VideoPart | AudioPart | FilePart

@@ -87,6 +87,7 @@ _STATUS: tuple[tuple[type[CrossReadError], int], ...] = (
 )  # fmt: skip
 
 
+_EMBEDS = ("prompt_embeds", "image_embeds", "audio_embeds")  # vLLM's
 _RESTART_S = 5.0  # until a model is there again, about
 
 
@@ -112,15 +113,26 @@ def code_of(error: BaseException) -> str:
 
 def _malformed(error: ValidationError) -> ApiError:
     """The first thing wrong with a body, by the parameter's name."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = ".".join(str(step) for step in first["loc"]) or None
-    kind = first["type"]
+    listed = error.errors(include_url=False, include_input=False)
+    for each in listed:
+        name = (each.get("ctx") or {}).get("tag") or str((each["loc"] or ("",))[-1])
+        if name in _EMBEDS:
+            return ApiError(
+                403, f"{name} is off: this server takes no embeddings made elsewhere; send the words"
+                " and media themselves", "embeds_off", param=_param(each),
+            )  # fmt: skip
+    first = listed[0]
+    param, kind = _param(first), first["type"]
     if kind == "json_invalid":
         return ApiError(400, "the body is not JSON", "invalid_json")
     if kind == "extra_forbidden":
         return refused(str(param))
     code = "missing_required_parameter" if kind == "missing" else "invalid_value"
     return ApiError(400, f"{param or 'the body'}: {first['msg']}", code, param=param)
+
+
+def _param(error: Mapping[str, Any]) -> str | None:
+    return ".".join(str(step) for step in error["loc"]) or None
 
 
 def refused(param: str, why: str = "this server does not know it; leave it out") -> ApiError:

@@ -11,14 +11,23 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from encoders.errors import RemoteError
 from multimodal.messages import Audio, Image, Message, Part, Study, Text, Video
-from pipelines.server.bodies import AudioPart, FilePart, ImagePart, MediaPart, TextPart, Turn
-from pipelines.server.failures import ApiError, too_large
+from pipelines.server.bodies import (
+    AudioPart,
+    FilePart,
+    ImagePart,
+    MediaOptions,
+    MediaPart,
+    TextPart,
+    Turn,
+)
+from pipelines.server.failures import ApiError, refused, too_large
 from pipelines.server.settings import Settings
 from pipelines.server.storage import Store, no_such_file
 
@@ -107,18 +116,11 @@ class Media:
 
     def _message(self, turn: Turn, where: str) -> Message:
         parts: list[Part] = []
-        slices: list[Path] = []
-        for at, body in enumerate(turn.content):
-            part = self._part(body, f"{where}.content.{at}")
-            if isinstance(part, Study) and isinstance(part.study, Path):
-                slices.append(part.study)
-                continue
-            if slices:
-                parts.append(Study(self._together(slices)))
-                slices = []
-            parts.append(part)
-        if slices:
-            parts.append(Study(self._together(slices)))
+        bodies = [(body, f"{where}.content.{at}") for at, body in enumerate(turn.content)]
+        found = [(self._part(body, named), body, named) for body, named in bodies]
+        for is_study, run in groupby(found, lambda each: isinstance(each[0], Study)):
+            listed = list(run)
+            parts += [self._study(listed)] if is_study else [part for part, *_ in listed]
         role = "system" if turn.role == "developer" else turn.role
         return Message(role, tuple(parts))
 
@@ -137,10 +139,34 @@ class Media:
                     400, f"{where}.file needs one of file_id and file_data", "invalid_value",
                     param=f"{where}.file",
                 )  # fmt: skip
-            if value.file_id is not None:
-                return self._typed(self._linked(value.file_id), where)
-            return self._typed(self._from_url(given[0], where), where)
+            by_id = value.file_id is not None
+            path = self._linked(given[0]) if by_id else self._from_url(given[0], where)
+            part = self._typed(path, where)
+            if body.media_options is not None and not isinstance(part, Study):
+                raise refused(f"{where}.media_options", "they go with DICOM")
+            return part
         return self._typed(self._from_url(body.video_url.url, where), where, Video)
+
+    def _study(self, files: Sequence[tuple[Part, TextPart | MediaPart, str]]) -> Study:
+        """The study of files that follow each other, shown as one of them says.
+
+        Raises:
+            ApiError: 400, two of them say it differently.
+        """
+        options = MediaOptions()
+        for _, body, where in files:
+            given = body.media_options if isinstance(body, FilePart) else None
+            if given is not None and options not in (MediaOptions(), given):
+                raise ApiError(
+                    400, f"{where}.media_options differ from those of the same study's other files",
+                    "invalid_value", param=f"{where}.media_options",
+                )  # fmt: skip
+            options = given or options
+        paths = [part.study for part, *_ in files if isinstance(part, Study)]
+        together = self._together([path for path in paths if isinstance(path, Path)])
+        asked = options.window
+        window = None if asked is None else (asked.center, asked.width)
+        return Study(together, window, options.frames)
 
     def _typed(self, file: Path, where: str, wanted: Kind | None = None) -> Part:
         """A file as the part that it is."""

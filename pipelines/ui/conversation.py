@@ -76,7 +76,7 @@ def messages_of(turns: Sequence[Turn]) -> list[Message]:
 
 def _opened(part: Part) -> Part:
     if isinstance(part, Study) and isinstance(part.study, Path):
-        return Study(opened(part.study))
+        return replace(part, study=opened(part.study))
     return part
 
 

@@ -41,7 +41,7 @@ def test_a_study_crosses_once_and_every_call_arrives_as_it_was_meant(volume: Vol
     options = GenerateOptions(max_new_tokens=3)
     first, heavy = carry(sender, receiver, ("generate", 1, [user(Study(volume), "a?")], options))
     second, light = carry(sender, receiver, ("generate", 2, [user(Study(volume), "b?")], options))
-    third, _ = carry(sender, receiver, ("novelty", 3, Study(volume)))
+    third, _ = carry(sender, receiver, ("novelty", 3, Study(volume, frames=7)))
     assert heavy > volume.voxels.nbytes > 50 * light
     assert first[:2] == ("generate", 1)
     assert first[3] == options
@@ -49,6 +49,7 @@ def test_a_study_crosses_once_and_every_call_arrives_as_it_was_meant(volume: Vol
         assert message.parts[0].study.digest == volume.digest
         assert message.text == words
     assert third[2].study.digest == volume.digest
+    assert third[2].frames == 7
 
 
 def test_only_a_few_studies_are_kept_at_either_end(volume: Volume):

@@ -45,14 +45,16 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
 
 
-def test_answers_from_random_logits_all_fulfil_the_schema(tokenizer: Any) -> None:
+def test_a_thousand_answers_from_random_logits_all_fulfil_the_schema(tokenizer: Any) -> None:
+    """S11."""
     jsonschema = pytest.importorskip("jsonschema")
     size, end = len(tokenizer), tokenizer.eos_token_id
     grammars = Grammars(tokenizer, size + 7, [end])
     chance = torch.Generator().manual_seed(0)
     rows = []
-    for seed in range(200):
-        options = GenerateOptions(temperature=1.0, seed=seed)
+    for seed in range(1000):
+        # the greatest of random logits is drawn evenly already; some are drawn once more
+        options = GenerateOptions(temperature=float(seed % 20 == 0), seed=seed)
         sequence = Sequence(options, torch.zeros(1, 1), np.zeros(1, np.int64), bool)
         sequence.constraint = grammars.json(json.dumps(SCHEMA))
         rows.append(sequence)
@@ -66,9 +68,10 @@ def test_answers_from_random_logits_all_fulfil_the_schema(tokenizer: Any) -> Non
                 sequence.constraint.advance(picked.token)
                 still.append(sequence)
         going = still
+    schema = jsonschema.Draft202012Validator(SCHEMA)
     for sequence in rows:
         text = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
-        jsonschema.validate(json.loads(text), SCHEMA)
+        schema.validate(json.loads(text))
 
 
 def test_the_demo_answers_by_a_schema_beside_one_who_does_not(tokenizer: Any) -> None:

@@ -163,6 +163,34 @@ def test_errors_reach_the_official_client_as_its_own_classes(server: Running):
         )
         missing = http.post("/v1/embeddings", json={})
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert "there are no embeddings here" in missing.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["prompt_embeds", "image_embeds", "audio_embeds"])
+def test_embeddings_made_elsewhere_are_refused_by_name(server: Running, kind: str):
+    """Unpickling them was a hole in others' servers (CVE-2025-62164); nothing of them is read."""
+    part = {"type": kind, kind: "AAAA"}
+    chat = server.chat() | {"messages": [{"role": "user", "content": [part]}]}
+    whole = {"model": "fake", kind: "AAAA"}
+    with server.http() as http:
+        for path, body in (("chat/completions", chat), ("completions", whole)):
+            answer = http.post(f"/v1/{path}", json=body)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (403, "embeds_off"), path
+            assert error["type"] == "permission_error"
+            assert kind in error["message"]
+
+
+def test_answers_have_ids_of_the_servers_own(server: Running):
+    """A client's id is not taken, so two of the same cannot meet."""
+    with server.http() as http:
+        ids = [
+            http.post(
+                "/v1/chat/completions", json=server.chat(), headers={"X-Request-ID": "mine"}
+            ).headers["X-Request-ID"]
+            for _ in range(2)
+        ]
+    assert len({*ids, "mine"}) == 3
 
 
 def test_every_kind_of_part_becomes_the_part_of_that_kind(
@@ -225,6 +253,57 @@ def test_dicom_files_that_follow_each_other_are_one_study(
     ask(server, [*parts, {"type": "text", "text": "hello"}])
     assert backend.slices == [len(files)]
     assert [type(p) for p in backend.messages[0][0].parts] == [Study, Text]
+
+
+def test_a_study_is_shown_as_its_media_options_say(
+    server: Running, backend: Keeping, phantom_series: Path
+):
+    """They may stand at any of its files; the next study, behind a word, has its own."""
+    urls = [data_url("application/dicom", file) for file in sorted(phantom_series.iterdir())]
+    parts: list[Any] = [{"type": "file", "file": {"file_data": url}} for url in urls[:4]]
+    options = {"window": {"center": 40, "width": 400}, "frames": 5}
+    parts[1]["media_options"] = parts[2]["media_options"] = options
+    ask(server, [*parts[:3], {"type": "text", "text": "hello"}, parts[3]])
+    first, _, second = backend.messages[0][0].parts
+    assert (first.window, first.frames) == ((40.0, 400.0), 5)
+    assert (second.window, second.frames) == (None, None)
+    assert backend.slices == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"window": {"center": 40}}, "messages.0.content.0.file.media_options.window.width"),
+        ({"window": {"center": 40, "width": 0}}, "messages.0.content.0.file.media_options.window.width"),
+        ({"window": "lung"}, "messages.0.content.0.file.media_options.window"),
+        ({"frames": 0}, "messages.0.content.0.file.media_options.frames"),
+        ({"frames": 2.5}, "messages.0.content.0.file.media_options.frames"),
+        ({"colour": "red"}, "messages.0.content.0.file.media_options.colour"),
+    ],
+)  # fmt: skip
+def test_media_options_that_are_malformed_are_named(
+    server: Running, phantom_series: Path, options: Any, param: str
+):
+    url = data_url("application/dicom", sorted(phantom_series.iterdir())[0])
+    part: Any = {"type": "file", "file": {"file_data": url}, "media_options": options}
+    with server.http() as http:
+        body = {"model": "fake", "messages": [{"role": "user", "content": [part]}]}
+        answer = http.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_media_options_go_with_one_study_only(server: Running, phantom_series: Path):
+    urls = [data_url("application/dicom", file) for file in sorted(phantom_series.iterdir())]
+    told = [
+        {"type": "file", "file": {"file_data": url}, "media_options": {"frames": frames}}
+        for frames, url in ((3, urls[0]), (4, urls[1]), (3, png()))
+    ]
+    with pytest.raises(openai.BadRequestError, match=r"content\.1\.media_options differ"):
+        ask(server, told[:2])
+    with pytest.raises(openai.BadRequestError, match=r"content\.0\.media_options is not supported"):
+        ask(server, told[2:])
+    with pytest.raises(openai.BadRequestError, match="media_options"):
+        ask(server, [{"type": "image_url", "image_url": {"url": png()}, "media_options": {}}])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,26 @@ def connect(server: Running, **more: Any) -> socket.socket:
     return raw
 
 
+def test_a_body_that_does_not_come_in_time_gives_its_place_back():
+    """408; a client that sends half of it and waits would hold a place for ever."""
+    backend = Gated().open()
+    with serving(backend, Settings(queue_s=0.2)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as raw:
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 500\r\n\r\n{"
+            )
+            answer = b""
+            while b"body_timeout" not in answer:
+                piece = raw.recv(4096)
+                assert piece, answer
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        wait_until(lambda: server.metric("num_requests_waiting") == 0, "its place is free")
+        assert server.metric("request_errors_total", stage="input") == 1
+        assert backend.begun == 0
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_eighty_who_hang_up_give_all_places_back(stream: bool):
     """S7, streaming or not, waiting or running."""
