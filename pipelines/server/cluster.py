@@ -23,6 +23,7 @@ from pipelines.server.app import Life, create_app
 from pipelines.server.keys import Keys
 from pipelines.server.process import check_host
 from pipelines.server.settings import UNKNOWN_SLOTS, Settings
+from pipelines.server.tracing import exporter
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -76,7 +77,8 @@ def deploy(
         actor: what Ray reserves for each, as `{"num_gpus": 1}`.
 
     Raises:
-        InvalidOption: no folder that they share, or fewer replicas at most than at least.
+        InvalidOption: no folder that they share, fewer replicas at most than at least, or spans
+            without OpenTelemetry.
     """
     from ray import serve
 
@@ -85,6 +87,8 @@ def deploy(
         raise InvalidOption(f"between {least} and {most} replicas cannot be: use 1 or more")
     if settings.folder is None:
         raise InvalidOption("replicas need a folder that all of them see: give --folder")
+    if settings.otel:
+        exporter()  # refused here rather than in a replica, which would be there and answer nobody
     fitted = settings.fitted(UNKNOWN_SLOTS)
     places = fitted.max_running + fitted.max_waiting + _SPARE
     scaling = {

@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from encoders.errors import InvalidOption
 from multimodal.backends import Finished, Usage
 from pipelines.server import tracing
+from pipelines.server.cluster import build
 from pipelines.server.process import run_server
 from pipelines.server.settings import Settings
 from tests.pipelines.server.running import Gated, Running, serving
@@ -153,3 +154,5 @@ def test_without_opentelemetry_the_flag_is_refused_at_the_start(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(InvalidOption, match=r"pip install 'crossread\[otel\]'"):
         run_server(Gated, Settings(otel=True), port=0)
+    with pytest.raises(InvalidOption, match=r"pip install 'crossread\[otel\]'"):
+        build({"folder": "x", "otel": True})
