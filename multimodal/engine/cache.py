@@ -104,20 +104,20 @@ class Pool:
         """Throw out all that is kept of finished sequences."""
         self._kept.clear()
 
-    def write(
-        self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    def layer(
+        self, number: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put `[kv_heads, n, dim]` at `places [n]`; returns the layer's whole pool."""
-        if layer not in self._layers:
-            self._layers[layer] = (self._empty(keys), self._empty(values))
-        pool = self._layers[layer]
-        pool[0].index_copy_(1, places, keys)
-        pool[1].index_copy_(1, places, values)
-        return pool
+        """A layer's whole pool of keys and of values, `[kv_heads, places, dim]` each.
+
+        Made at first use, for keys and values like these, `[rows, kv_heads, dim]`.
+        """
+        if number not in self._layers:
+            self._layers[number] = (self._empty(key), self._empty(value))
+        return self._layers[number]
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # never zeroed: a CPU's memory is taken page by page as places are written
-        return like.new_empty(like.shape[0], self.num_places, like.shape[2])
+        return like.new_empty(like.shape[1], self.num_places, like.shape[2])
 
     def _likest(self, content: np.ndarray, owner: Hashable) -> tuple[Run | None, int]:
         """The run that begins most like this content, kept ones first; at most all but one."""

@@ -9,24 +9,25 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
 from encoders.errors import IncompatibleModel
 from multimodal.backends import GenerateOptions
 from multimodal.engine import sequence as seq
-from multimodal.engine.cache import Pool, Run, num_shared
+from multimodal.engine.attending import attend_as_asked, plan_of
+from multimodal.engine.cache import Pool, num_shared
+from multimodal.engine.fusing import fuse
 from multimodal.rewind import can_crop, crop
 from multimodal.sparse import sparse_mlps
 
 ATTENTION = "crossread_packed"
 NUM_KEPT = 4  # finished sequences whose keys and values `PlainRunner` keeps
 _PROBE_TOKENS = 11
+_PROBE_PLACES = 4 * _PROBE_TOKENS
 _PROBE_TOLERANCE = (
     1e-2  # of the largest logit; half precision differs by less, a wrong mask by more
 )
@@ -54,57 +55,6 @@ class Runner(Protocol):
     def capacity(self) -> int:
         """Positions that one sequence may take at most."""
         ...
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows of a packed pass that belong to one sequence, and the places that they attend to."""
-
-    rows: slice
-    places: slice
-    mask: torch.Tensor | None
-    causal: bool
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a packed pass attends; handed through the model to `_attend`."""
-
-    pool: Pool
-    places: torch.Tensor
-    parts: tuple[_Part, ...]
-
-
-def _attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    plan: _Plan,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a packed pass, `[1, heads, rows, dim]`, as transformers calls it."""
-    unknown = [n for n in ("softcap", "s_aux", "position_bias") if others.get(n) is not None]
-    if unknown:
-        raise IncompatibleModel(f"attention with {unknown[0]} cannot be packed")
-    keys, values = plan.pool.write(module.layer_idx, plan.places, key[0], value[0])
-    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-    out = query.new_empty(1, query.shape[2], heads, value.shape[-1])
-    for part in plan.parts:
-        q, k, v = query[:, :, part.rows], keys[None, :, part.places], values[None, :, part.places]
-        if q.shape[2] == 1:  # the heads of a group share their keys: one row for each
-            q = q.reshape(1, key.shape[1], groups, -1)
-            done = scaled_dot_product_attention(q, k, v, scale=scaling)
-            out[0, part.rows] = done.reshape(1, heads, -1)
-            continue
-        done = scaled_dot_product_attention(
-            q, k, v, part.mask, is_causal=part.causal, scale=scaling, enable_gqa=groups > 1
-        )
-        out[0, part.rows] = done[0].transpose(0, 1)
-    return out, None
 
 
 class PackedRunner:
@@ -141,7 +91,8 @@ class PackedRunner:
         """See `Runner.open`."""
         way = self._way()
         if way != self._made:
-            self.model, self._made = self._twin(), way
+            self._made = way
+            self.model = self._twin()
         owner = (sequence.options.tenant, way)
         taken = self.pool.take(sequence.content, sequence.size, owner)
         if taken is None:
@@ -164,23 +115,20 @@ class PackedRunner:
                 return [error]
             return [result for segment in segments for result in self.run([segment])]
 
+    @torch.inference_mode()
     def forward(self, segments: Sequence[seq.Segment]) -> list[torch.Tensor]:
         """One pass for all segments."""
         device = self.model.device
-        parts, positions, wanted, at = [], [], [], 0
-        for segment in segments:
-            parts.append(self._part(segment, slice(at, at + segment.count)))
-            positions.append(_positions(segment))
-            at += segment.count
-            wanted.append(torch.arange(at - segment.num_logits, at))
-        places = [
-            torch.arange(s.sequence.done, s.sequence.done + s.count) + s.sequence.place.start
-            for s in segments
-        ]
-        plan = _Plan(self.pool, torch.cat(places).to(device), tuple(parts))
+        ends = np.cumsum([s.count for s in segments])
+        wanted = np.concatenate(
+            [np.arange(end - s.num_logits, end) for s, end in zip(segments, ends, strict=True)]
+        )
+        positions = np.concatenate([_positions(segment) for segment in segments])
         output = self.model(
-            inputs_embeds=self._embeds(segments), position_ids=torch.cat(positions).to(device)[None],
-            use_cache=False, logits_to_keep=torch.cat(wanted).to(device), plan=plan,
+            inputs_embeds=self._embeds(segments), use_cache=False,
+            position_ids=torch.from_numpy(positions).to(device)[None],
+            logits_to_keep=torch.from_numpy(wanted).to(device),
+            plan=plan_of(segments, self.pool, device),
         )  # fmt: skip
         for segment in segments:
             if segment.ids is None:
@@ -198,23 +146,21 @@ class PackedRunner:
 
     def _twin(self) -> Any:
         """The model's modules anew, with the same weights, attention that packs, and tuned."""
-        AttentionInterface.register(ATTENTION, _attend)
+        AttentionInterface.register(ATTENTION, attend_as_asked)
         source = self._source
         shared: dict[int, Any] = {id(m.tally): m.tally for m in sparse_mlps(source)}
         shared |= {id(t): t for t in itertools.chain(source.parameters(), source.buffers())}
         twin = copy.deepcopy(source, shared)
         twin.config._attn_implementation = ATTENTION
         self._tune(twin)
+        fuse(twin, lambda: self.probe(twin))
         return twin
 
-    def _part(self, segment: seq.Segment, rows: slice) -> _Part:
-        done, count = segment.sequence.done, segment.count
-        run: Run = segment.sequence.place
-        places = slice(run.start, run.start + done + count)
-        if count == 1 or (done == 0 and not segment.groups):
-            return _Part(rows, places, None, count > 1)
-        mask = _mask(done, count, segment.groups)
-        return _Part(rows, places, mask.to(self.model.device), False)
+    def probe(self, model: Any) -> torch.Tensor:
+        """Logits of a short prompt, run with these modules in two passes on places of its own."""
+        trial = copy.copy(self)
+        trial.model, trial.pool = model, Pool(_PROBE_PLACES)
+        return _run_probe(trial)
 
     def _embeds(self, segments: Sequence[seq.Segment]) -> torch.Tensor:
         """`[1, rows, hidden]`; the tokens of all answers are looked up at once."""
@@ -329,21 +275,10 @@ def _filled(sequence: seq.Sequence) -> np.ndarray:
     return np.concatenate([sequence.content, answer])[: sequence.done]
 
 
-def _positions(segment: seq.Segment) -> torch.Tensor:
+def _positions(segment: seq.Segment) -> np.ndarray:
     done = segment.sequence.done
-    if not segment.groups:
-        return torch.arange(done, done + segment.count)
-    return torch.cat([torch.arange(done, done + count) for count in segment.groups])
-
-
-def _mask(done: int, count: int, groups: Sequence[int]) -> torch.Tensor:
-    """Bool `[count, done + count]`: all that is done, and what stands before within the group."""
-    mask = torch.ones(count, done + count, dtype=torch.bool).tril(done)
-    at = 0
-    for size in groups:
-        mask[at + size :, done + at : done + at + size] = False
-        at += size
-    return mask
+    groups = segment.groups or (segment.count,)
+    return np.concatenate([np.arange(done, done + count) for count in groups])
 
 
 def _check_same(model: Any, runner: PackedRunner) -> None:
@@ -354,12 +289,10 @@ def _check_same(model: Any, runner: PackedRunner) -> None:
     """
     if reason := why_not_packed(model):
         raise IncompatibleModel(reason)
-    config = model.config
-    ids = torch.arange(_PROBE_TOKENS, device=model.device) * 7 % config.vocab_size
-    embeds = model.get_input_embeddings()(ids)
+    embeds = model.get_input_embeddings()(_probe_ids(model))
     try:
         wanted = model(inputs_embeds=embeds[None]).logits[0, -1].float()
-        found = _run_probe(runner, embeds, ids.tolist())
+        found = runner.probe(runner.model)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise IncompatibleModel(
             f"{type(model).__name__} cannot be packed ({type(error).__name__}: {error})"
@@ -371,8 +304,14 @@ def _check_same(model: Any, runner: PackedRunner) -> None:
         )
 
 
-def _run_probe(runner: PackedRunner, embeds: torch.Tensor, ids: list[int]) -> torch.Tensor:
+def _probe_ids(model: Any) -> torch.Tensor:
+    return torch.arange(_PROBE_TOKENS, device=model.device) * 7 % model.config.vocab_size
+
+
+def _run_probe(runner: PackedRunner) -> torch.Tensor:
     """Logits after all ids: the first chunk beside another sequence, the last id as an answer."""
+    ids = _probe_ids(runner.model).tolist()
+    embeds = runner.model.get_input_embeddings()(_probe_ids(runner.model))
     options = GenerateOptions(max_new_tokens=2)
     content = np.array(ids[:-1], np.int64)
     one, other = (seq.Sequence(options, embeds[:-1], content, bool) for _ in range(2))

@@ -1,6 +1,7 @@
-"""The one operation of dynamic sparsity: one signature, a kernel for each kind of device.
+"""The operation of dynamic sparsity: one signature, a kernel for each kind of device.
 
-`reference` is the definition; `cpu` and `triton_cuda` must match it.
+`reference` is the definition; `cpu` and `triton_cuda` must match it. `attention` holds the other one, of
+decoding.
 """
 
 from __future__ import annotations

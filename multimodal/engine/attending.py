@@ -1,0 +1,125 @@
+"""How the rows of a packed pass attend: each to the run of places that its sequence owns.
+
+The rows of answers come first, one a sequence, then the rows of prompts and of choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from encoders.errors import IncompatibleModel
+from multimodal.engine.cache import Pool
+from multimodal.engine.sequence import Segment
+from multimodal.kernels.attention import decode_attention
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a pass that belong to one sequence, and the places that they attend to."""
+
+    rows: slice
+    new: slice  # places of the rows' own keys and values
+    places: slice
+    mask: torch.Tensor | None  # None where each attends to what stands before it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a packed pass attends; handed through the model to `attend`.
+
+    Attributes:
+        runs: of the first rows, one row a sequence: the first place of each and how many it reads.
+        parts: all rows behind them.
+    """
+
+    pool: Pool
+    runs: np.ndarray
+    parts: tuple[Part, ...]
+
+
+def plan_of(segments: Sequence[Segment], pool: Pool, device: torch.device) -> Plan:
+    """The plan of a pass that runs these segments in this order."""
+    runs: list[tuple[int, int]] = []
+    parts: list[Part] = []
+    at = 0
+    for segment in segments:
+        start, done = segment.sequence.place.start, segment.sequence.done
+        until = done + segment.count
+        if segment.count == 1 and not parts:
+            runs.append((start, until))
+        else:
+            mask = _mask(done, segment.count, segment.groups) if done or segment.groups else None
+            parts.append(Part(
+                slice(at, at + segment.count), slice(start + done, start + until),
+                slice(start, start + until), None if mask is None else mask.to(device),
+            ))  # fmt: skip
+        at += segment.count
+    return Plan(pool, np.array(runs, np.int64).reshape(-1, 2), tuple(parts))
+
+
+def attend(
+    plan: Plan, layer: int, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scaling: float
+) -> torch.Tensor:
+    """Attention of all rows, `[rows, heads, dim]`; their keys and values go into the pool.
+
+    `rows` are queries `[rows, heads, dim]`, keys and values `[rows, kv_heads, dim]`.
+    """
+    query, key, value = rows
+    pool, single = plan.pool.layer(layer, key, value), len(plan.runs)
+    first = query.new_empty(0)
+    if single:
+        first = decode_attention(
+            query[:single], key[:single], value[:single],
+            pool=pool, runs=plan.runs, scaling=scaling,
+        )  # fmt: skip
+    if not plan.parts:
+        return first
+    out = query.new_empty(*query.shape[:2], value.shape[-1])
+    if single:
+        out[:single] = first
+    for part in plan.parts:
+        for whole, new in zip(pool, (key, value), strict=True):
+            whole[:, part.new] = new[part.rows].transpose(0, 1)
+        done = scaled_dot_product_attention(
+            query[None, part.rows].transpose(1, 2), *(whole[None, :, part.places] for whole in pool),
+            part.mask, is_causal=part.mask is None, scale=scaling,
+            enable_gqa=query.shape[1] > key.shape[1],
+        )  # fmt: skip
+        out[part.rows] = done[0].transpose(0, 1)
+    return out
+
+
+def attend_as_asked(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    plan: Plan,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """`attend` as transformers calls it, with `[1, heads, rows, dim]`."""
+    unknown = [n for n in ("softcap", "s_aux", "position_bias") if others.get(n) is not None]
+    if unknown:
+        raise IncompatibleModel(f"attention with {unknown[0]} cannot be packed")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rows = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    return attend(plan, module.layer_idx, rows, scaling)[None], None
+
+
+def _mask(done: int, count: int, groups: Sequence[int]) -> torch.Tensor:
+    """Bool `[count, done + count]`: all that is done, and what stands before within the group."""
+    mask = torch.ones(count, done + count, dtype=torch.bool).tril(done)
+    at = 0
+    for size in groups:
+        mask[at + size :, done + at : done + at + size] = False
+        at += size
+    return mask
