@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 from encoders.errors import IncompatibleModel
 from multimodal.engine.cache import Pool
 from multimodal.engine.sequence import Segment
 from multimodal.kernels.attention import decode_attention
+
+ATTENTION = "crossread_packed"
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,25 @@ def attend(
     out = query.new_empty(*query.shape[:2], value.shape[-1])
     if single:
         out[:single] = first
+    keys, values = pool
     for part in plan.parts:
-        for whole, new in zip(pool, (key, value), strict=True):
-            whole[:, part.new] = new[part.rows].transpose(0, 1)
+        keys[:, part.new] = key[part.rows].transpose(0, 1)
+        values[:, part.new] = value[part.rows].transpose(0, 1)
         done = scaled_dot_product_attention(
-            query[None, part.rows].transpose(1, 2), *(whole[None, :, part.places] for whole in pool),
-            part.mask, is_causal=part.mask is None, scale=scaling,
+            query[None, part.rows].transpose(1, 2), keys[None, :, part.places],
+            values[None, :, part.places], part.mask, is_causal=part.mask is None, scale=scaling,
             enable_gqa=query.shape[1] > key.shape[1],
         )  # fmt: skip
         out[part.rows] = done[0].transpose(0, 1)
     return out
 
 
-def attend_as_asked(
+def register() -> None:
+    """Let transformers know this attention by the name `ATTENTION`."""
+    AttentionInterface.register(ATTENTION, _attend_as_asked)
+
+
+def _attend_as_asked(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,

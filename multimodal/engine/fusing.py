@@ -94,15 +94,14 @@ def fuse(model: nn.Module, probe: Callable[[], torch.Tensor]) -> bool:
 def _fits(layer: Any) -> bool:
     """Whether a module looks like a layer that can be fused."""
     attention = getattr(layer, "self_attn", None)
-    norms = [getattr(layer, name, None) for name in _NORMS]
-    weights = [getattr(norm, "weight", None) for norm in norms]
+    norms: list[Any] = [getattr(layer, name, None) for name in _NORMS]
     return (
         all(
             hasattr(attention, name) for name in (*_PROJECTIONS, "head_dim", "layer_idx", "scaling")
         )
         and hasattr(layer, "mlp")
         and all(hasattr(norm, "variance_epsilon") for norm in norms)
-        and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
+        and all(n.weight.dtype == torch.float32 and n.weight.device.type == "cpu" for n in norms)
         # a hook (tensor parallel has some) may change what a module takes or gives
         and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     )

@@ -13,18 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 
 from encoders.errors import IncompatibleModel
 from multimodal.backends import GenerateOptions
 from multimodal.engine import sequence as seq
-from multimodal.engine.attending import attend_as_asked, plan_of
+from multimodal.engine.attending import ATTENTION, plan_of, register
 from multimodal.engine.cache import Pool, num_shared
 from multimodal.engine.fusing import fuse
 from multimodal.rewind import can_crop, crop
 from multimodal.sparse import sparse_mlps
 
-ATTENTION = "crossread_packed"
 NUM_KEPT = 4  # finished sequences whose keys and values `PlainRunner` keeps
 _PROBE_TOKENS = 11
 _PROBE_PLACES = 4 * _PROBE_TOKENS
@@ -146,7 +145,7 @@ class PackedRunner:
 
     def _twin(self) -> Any:
         """The model's modules anew, with the same weights, attention that packs, and tuned."""
-        AttentionInterface.register(ATTENTION, attend_as_asked)
+        register()
         source = self._source
         shared: dict[int, Any] = {id(m.tally): m.tally for m in sparse_mlps(source)}
         shared |= {id(t): t for t in itertools.chain(source.parameters(), source.buffers())}

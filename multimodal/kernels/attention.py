@@ -56,10 +56,11 @@ def _by_torch(
         whole.index_copy_(1, newest, new.transpose(0, 1))
     # the heads of a group share their keys: one row of the product for each
     grouped = query.unflatten(1, (key.shape[1], -1))
-    done = [
-        scaled_dot_product_attention(
-            q, *(whole[:, start : start + length] for whole in pool), scale=scaling
+    keys, values = pool
+    done = []
+    for q, (start, length) in zip(grouped, runs.tolist(), strict=True):
+        places = slice(start, start + length)
+        done.append(
+            scaled_dot_product_attention(q, keys[:, places], values[:, places], scale=scaling)
         )
-        for q, (start, length) in zip(grouped, runs.tolist(), strict=True)
-    ]
     return torch.stack(done).flatten(1, 2)
