@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from multimodal import prompts
 from multimodal.configuration import MultimodalConfig
@@ -15,6 +16,7 @@ from multimodal.processing import CHAT_TEMPLATE, SPECIAL_TOKENS, MultimodalProce
 from multimodal.sparse import SparsityConfig
 from multimodal.training.corpus import Frame
 from multimodal.training.world.dialogues import TASKS, ask
+from multimodal.training.world.wording import NAMES_ZH, SIDES
 from multimodal.training.world.worlds import World
 
 
@@ -145,4 +147,21 @@ def build_demo(
     model = MultimodalForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    name_regions(model, tokenizer)
     return model, MultimodalProcessor(tokenizer, senses_of(config))
+
+
+@torch.no_grad()
+def name_regions(model: MultimodalForConditionalGeneration, tokenizer: Any) -> None:
+    """Start every region's name from the words that ask for it, so that alike finds alike.
+
+    Drawn at random instead, thirty-two names stay strangers to their words for thousands of steps.
+    """
+    words = model.get_input_embeddings().weight
+    for row, (name, side) in zip(
+        model.region_projector.name.weight, model.config.regions, strict=True
+    ):
+        english = f" {side} {name}" if side else f" {name}"
+        chinese = f"{SIDES['zh'][side]}侧{NAMES_ZH[name]}" if side else NAMES_ZH[name]
+        ids = [tokenizer.encode(text, add_special_tokens=False) for text in (english, chinese)]
+        row.copy_(torch.stack([words[i].mean(0) for i in ids]).sum(0))

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from encoders.dicom import load_volume, scan
 from encoders.dicom.values import AIR_HU
 from encoders.errors import InvalidOption
+from multimodal import prompts
 from multimodal.backends import Finished, GenerateOptions, Usage, collect, load_backend
 from multimodal.configuration import MultimodalConfig
 from multimodal.messages import Audio, Study, user
@@ -246,3 +247,15 @@ def test_the_same_figures_make_the_same_table_with_blanks_for_what_is_unknown() 
     table = evaluation.card_table(found)
     assert "| a | 0.500 |  |  |" in table
     assert table.endswith("Made by `make eval-demo`.")
+
+
+def test_a_region_is_named_in_the_words_that_ask_for_it() -> None:
+    """Nearer to its own question's words, in both languages, than to any other region's."""
+    model, processor = build_demo(WORLDS["body"])
+    words = model.get_input_embeddings().weight
+    names = model.region_projector.name.weight
+    for row, (name, side) in enumerate(model.config.regions):
+        asked = prompts.ask_presence(name, side).removeprefix("Is there a").removesuffix("?")
+        ids = processor.tokenizer.encode(asked, add_special_tokens=False)
+        near = torch.cosine_similarity(words[ids].mean(0)[None], names)
+        assert int(near.argmax()) == row, asked
