@@ -157,7 +157,8 @@ def name_regions(model: MultimodalForConditionalGeneration, tokenizer: Any) -> N
 
     Drawn at random instead, thirty-two names stay strangers to their words for thousands of steps.
     """
-    words = model.get_input_embeddings().weight
+    embeddings: Any = model.get_input_embeddings()
+    words = embeddings.weight
     for row, (name, side) in zip(
         model.region_projector.name.weight, model.config.regions, strict=True
     ):
