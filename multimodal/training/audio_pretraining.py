@@ -26,6 +26,7 @@ from multimodal.training.world.worlds import World
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789."
 NUM_HELD_OUT = 200
+MAX_FRAMES = 1000  # the ten seconds of the tower's window; what takes longer is not spoken
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,12 @@ def speak_corpus(work_dir: Path, world: World, num: int, num_workers: int = 2) -
         if file.is_file():
             return
         rng = np.random.default_rng((77, index))
-        text, speech = dictate(world, rng, index, held_out=index < NUM_HELD_OUT)
+        mel = None
+        while mel is None or mel.shape[1] > MAX_FRAMES:
+            text, speech = dictate(world, rng, index, held_out=index < NUM_HELD_OUT)
+            mel = log_mel(speech)
         beside = folder / f"{index}.new.npz"
-        np.savez(beside, mel=log_mel(speech).numpy().astype(np.float16), text=json.dumps(text))
+        np.savez(beside, mel=mel.numpy().astype(np.float16), text=json.dumps(text))
         beside.replace(file)
 
     with ThreadPoolExecutor(num_workers) as pool:  # espeak-ng works in processes of its own

@@ -259,3 +259,20 @@ def test_a_region_is_named_in_the_words_that_ask_for_it() -> None:
         ids = processor.tokenizer.encode(asked, add_special_tokens=False)
         near = torch.cosine_similarity(words[ids].mean(0)[None], names)
         assert int(near.argmax()) == row, asked
+
+
+def test_a_sentence_longer_than_the_towers_window_is_drawn_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One recording in thousands ran on for 10.4 s and ended a night's training."""
+    drawn = iter([("long", 10.4), ("short", 2.0)])
+
+    def dictate(*_args: object, **_options: object) -> tuple[str, np.ndarray]:
+        text, seconds = next(drawn)
+        return text, np.zeros(int(seconds * 16000), np.float32)
+
+    monkeypatch.setattr(audio_pretraining, "dictate", dictate)
+    speech = audio_pretraining.speak_corpus(tmp_path, WORLDS["phantom"], 1)
+    assert speech.texts == ["short"]
+    assert build_demo(WORLDS["phantom"])[0].audio_tower.window_seconds == 10.0
+    assert audio_pretraining.MAX_FRAMES == 1000
