@@ -10,28 +10,26 @@ from pathlib import Path
 
 from encoders.errors import CrossReadError, InputError
 from multimodal.messages import Part, Text, value_of
+from pipelines.ui.problem_words import ERRORS
 from pipelines.ui.settings import page_settings
+from pipelines.ui.words import told
 
 logger = logging.getLogger(__name__)
-_UNEXPECTED = (
-    "Something went wrong on our side; nothing you sent is kept in the log. Try again, or try"
-    " another file."
-)
 
 
 @contextmanager
 def errors_as_help() -> Iterator[None]:
     """Errors are shown to the person for half a minute, and leave no traceback.
 
-    Gradio shows such a message as HTML, and it may quote a file's name.
+    Gradio shows such a message as HTML, and it may quote a file's name. On a Chinese page what kind
+    of error it is stands before it.
     """
     import gradio as gr
 
     try:
         yield
     except CrossReadError as error:
-        words = html.escape(str(error), quote=False)
-        raise gr.Error(words, duration=30, print_exception=False) from None
+        raise _shown(error, html.escape(str(error), quote=False)) from None
     except gr.Error:
         raise
     except Exception as error:  # the page's edge: no visitor is shown a traceback
@@ -41,7 +39,18 @@ def errors_as_help() -> Iterator[None]:
         place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
         # not its message: it may quote what was sent
         logger.error("unexpected %s at %s", type(error).__name__, place)
-        raise gr.Error(_UNEXPECTED, duration=30, print_exception=False) from None
+        raise _shown(error) from None
+
+
+def _shown(error: Exception, words: str = "") -> Exception:
+    """An error as Gradio shows it; without words, those of whatever we did not expect."""
+    import gradio as gr
+    from gradio.context import LocalContext
+
+    table = told(LocalContext.request.get(None))
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in ERRORS)
+    told_whole = f"{table[kind]} {words or table['unexpected']}".strip()
+    return gr.Error(told_whole, duration=30, print_exception=False)
 
 
 def require_small(parts: Sequence[Part]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evidence import DISCLAIMER
+from pipelines.ui.problem_words import ERRORS, PROBLEMS
 
 if TYPE_CHECKING:
     import gradio
@@ -44,6 +45,11 @@ _GUARD = {
     "queue_full": (
         "Many people are being answered just now. Please try again in a minute.",
         "当前使用者较多，请一分钟后再试。",
+    ),
+    "unexpected": (
+        "Something went wrong on our side; nothing you sent is kept in the log. Try again, or try"
+        " another file.",
+        "我们这边出了问题；您上传的内容不会留在日志中。请重试，或换一个文件。",
     ),
     "login": ("This page is for invited people.", "本页仅限受邀者使用。"),
 }
@@ -221,7 +227,10 @@ _PLAYGROUND = {
     "stage_prefill": ("take in the question", "读入问题"),
     "stage_decode": ("write the answer", "写出回答"),
 }
-TABLE: dict[str, tuple[str, str]] = {**_SHELL, **_GUARD, **_READING_ROOM, **_VIEWER, **_PLAYGROUND}
+TABLE: dict[str, tuple[str, str]] = {
+    **_SHELL, **_GUARD, **_READING_ROOM, **_VIEWER, **_PLAYGROUND, **PROBLEMS,
+    **{kind: ("", chinese) for kind, chinese in ERRORS.items()},
+}  # fmt: skip
 
 
 def languages() -> gradio.I18n:

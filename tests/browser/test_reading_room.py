@@ -331,6 +331,29 @@ def test_a_phone_reviews_in_its_language_and_theme(
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize(("language", "column"), [("zh-CN", 1), ("en-US", 0)])
+def test_problems_and_errors_are_told_in_the_pages_language(
+    open_page: Any, app_url: str, language: str, column: int, tmp_path: Path
+):
+    """A study with a gap and a stranger's file, then no study at all."""
+    page = open_page(app_url, language=language)
+    (tmp_path / "notes.txt").write_text("hello")
+    upload = page.locator("#study-files input")
+    slices = sorted(STUDY.iterdir())
+    upload.set_input_files([*slices[:9], *slices[10:20], tmp_path / "notes.txt"])
+    shows(page, 19)
+    for key, code in (("flaws", "MISSING_SLICE"), ("not_used", "NOT_DICOM")):
+        page.get_by_text(TABLE[key][column]).click()
+        item = page.locator("li", has=page.get_by_text(code, exact=True))
+        assert (TABLE[code][1] in item.inner_text()) is bool(column)
+        assert item.locator("code").get_attribute("title") == TABLE[code][column]
+    assert "1 slice is missing" in page.locator(".cr-more").first.inner_text()
+    upload.set_input_files(tmp_path / "notes.txt")
+    told = page.get_by_text("no DICOM image found (notes.txt")
+    told.wait_for()
+    assert told.inner_text().startswith(TABLE["NotDicom"][column] or "no DICOM")
+
+
 @pytest.fixture
 def dictating(chromium: Any, app_url: str, tmp_path: Path) -> Iterator[Any]:
     """A tab whose microphone plays a sentence: Chromium takes the file only when it starts."""

@@ -1,7 +1,7 @@
 // A reading on the page: how far it is, the verdict, the marked report, findings, warnings, answers.
 // A click on a point or finding takes the viewer there. Every word goes in as text.
 
-import { element, onLanguage, say, word } from "./words.js";
+import { element, meaning, onLanguage, problem, say, word } from "./words.js";
 
 const STAGES = ["read", "look", "findings", "review", "pictures"];
 const IN_LUNG = /nodule|consolidation|opacity|pneumothorax|emphysema|lung/i;
@@ -38,7 +38,7 @@ class Reading {
     if (value.state === "stopped") yield word(element("p", "cr-soft"), "was_stopped");
     const reading = value.reading ?? { findings: value.findings, points: value.points, alarms: [], warnings: [] };
     for (const alarm of reading.alarms) {
-      yield role("alert", element("div", "cr-alarm", word(element("strong"), "out_of_range"), ` ${alarm[0].toUpperCase()}${alarm.slice(1)}`));
+      yield role("alert", element("div", "cr-alarm", word(element("strong"), "out_of_range"), " ", ...meaning("OUT_OF_RANGE", alarm[0].toUpperCase() + alarm.slice(1))));
     }
     if (value.reading) yield this.verdict(reading);
     if (reading.passages?.length) yield this.report(reading);
@@ -190,10 +190,7 @@ class Reading {
   }
 
   warnings(listed) {
-    const items = listed.map(([code, message, about]) =>
-      element("li", "", element("code", "", code), ` ${message}`, about ? ` (${about})` : ""),
-    );
-    return element("details", "cr-more", element("summary", "", `${say("warnings")} (${listed.length})`), element("ul", "", ...items));
+    return element("details", "cr-more", element("summary", "", `${say("warnings")} (${listed.length})`), element("ul", "", ...listed.map(problem)));
   }
 
   answer({ question, answer, num_encoded: encoded }) {

@@ -2,7 +2,7 @@
 // that is open. `show(study)` takes what `Room.describe` gives; every word goes in as text.
 
 import { takeFolders } from "./folder.js";
-import { element, onLanguage, say, word } from "./words.js";
+import { element, onLanguage, problem, say, word } from "./words.js";
 
 const MASK = "••••••";
 
@@ -53,11 +53,8 @@ class SeriesList {
   }
 
   listed(key, problems) {
-    const items = problems.map(([code, message, about]) =>
-      element("li", "", element("code", "", code), ` ${message}`, about ? ` (${about})` : ""),
-    );
     const count = element("summary", "", `${say(key)} (${problems.length})`);
-    return element("details", "cr-more", count, element("ul", "", ...items));
+    return element("details", "cr-more", count, element("ul", "", ...problems.map(problem)));
   }
 
   /** What is known of the series; who it is of stays masked until asked for. */

@@ -31,6 +31,21 @@ onLanguage(() => {
   }
 });
 
+/** A problem's own words, which are English; on a Chinese page behind what its code means. */
+export function meaning(code, message) {
+  if (!column()) return [message];
+  const detail = element("span", "cr-soft", message);
+  detail.lang = "en";
+  return [`${say(code)} `, detail];
+}
+
+/** A problem as an item of a list. */
+export function problem([code, message, about]) {
+  const name = element("code", "", code);
+  name.title = say(code);
+  return element("li", "", name, " ", ...meaning(code, message), about ? ` (${about})` : "");
+}
+
 /** A new element with a class and children. */
 export function element(tag, name = "", ...children) {
   const made = document.createElement(tag);
