@@ -341,16 +341,20 @@ def load_backend(
     dtype: str = "auto",
     sparsity: float | None = None,
     objective: str | None = None,
+    tensor_parallel: int = 1,
 ) -> Backend:
     """The backend for a model folder, Hub id or server; None loads the shipped demo checkpoint.
 
     A folder or Hub id may hold a composite or any checkpoint of transformers that answers in words.
     A server is the address of an OpenAI-compatible API, `https://host/v1`, with `#name` behind it
     where it serves several models. `objective` is the engine's: "ttft", "throughput" or "even".
+    `tensor_parallel` is the number of processes, of a device each, that a language model's layers are
+    split over.
 
     Raises:
-        InvalidOption: device, dtype, sparsity or objective for a server, an address that cannot be
-            used, or sparsity for a checkpoint that is no composite.
+        InvalidOption: device, dtype, sparsity, objective or tensor_parallel for a server, an address
+            that cannot be used, sparsity for a checkpoint that is no composite, tensor_parallel for
+            a model that does more than read or with fewer devices.
         RemoteError: the server cannot be used.
         ModelNotFound: no model there.
         IncompatibleModel: a model this project cannot run.
@@ -358,9 +362,10 @@ def load_backend(
     if isinstance(model, str) and model.startswith(("http://", "https://")):
         from multimodal.remote import RemoteBackend
 
-        if (device, dtype, sparsity, objective) != ("auto", "auto", None, None):
+        if (device, dtype, sparsity, objective, tensor_parallel) != ("auto", "auto", None, None, 1):
             raise InvalidOption(
-                "a server runs its model its own way: leave out device, dtype, sparsity, objective"
+                "a server runs its model its own way: leave out device, dtype, sparsity, objective,"
+                " tensor_parallel"
             )
         return RemoteBackend(model)
     from multimodal.configuration import MultimodalConfig
@@ -369,6 +374,10 @@ def load_backend(
     if isinstance(read_config(model or DEMO), MultimodalConfig):
         from multimodal.local import LocalBackend
 
+        if tensor_parallel != 1:
+            raise InvalidOption(
+                "tensor_parallel is for language models that only read; leave it out for a composite"
+            )
         return LocalBackend.from_pretrained(
             model or DEMO, device=device, dtype=dtype, sparsity=sparsity, objective=objective
         )
@@ -377,5 +386,6 @@ def load_backend(
     if sparsity is not None:
         raise InvalidOption("sparsity is for composites; leave it out, or join one by compose()")
     return NativeBackend.from_pretrained(
-        model or DEMO, device=device, dtype=dtype, objective=objective
-    )
+        model or DEMO, device=device, dtype=dtype, objective=objective,
+        tensor_parallel=tensor_parallel,
+    )  # fmt: skip

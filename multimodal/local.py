@@ -276,7 +276,8 @@ class LocalBackend:
         if num_tokens + most > self._max_len:
             raise ContextOverflow(
                 f"the prompt takes {num_tokens} tokens and the answer up to {most}, but"
-                f" {self.name} holds {self._max_len}; shorten the text or give fewer pictures"
+                f" {self.name} holds {self._max_len}; shorten the text, give fewer pictures"
+                " or let it answer in fewer tokens"
             )
         return most
 

@@ -26,6 +26,8 @@ from multimodal.backends import (
     Novelty,
     Token,
 )
+from multimodal.engine.adaptive import Adaptive
+from multimodal.engine.assembly import assemble, objective_of
 from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.grammar import Grammars, JsonConstraint
 from multimodal.loading import weights_sha256
@@ -36,6 +38,7 @@ from multimodal.native_loading import load_native
 from multimodal.native_loop import OwnLoop, Request
 from multimodal.native_merging import Merger, merger_of
 from multimodal.native_prompt import Prompt, Prompter
+from multimodal.native_split import SplitModel
 from multimodal.sizes import measure_media
 
 _LETTERS_PER_TOKEN, _TOKENS_PER_PICTURE, _TOKENS_PER_SECOND = 4, 256, 25  # as most models have it
@@ -52,12 +55,13 @@ class NativeBackend:
         *,
         folder: Path | None = None,
         objective: str | None = None,
+        split: SplitModel | None = None,
     ) -> None:
         self.model, self.processor, self.name, self._folder = model, processor, name, folder
         text_config = model.config.get_text_config(decoder=True)
         max_len = int(getattr(text_config, "max_position_embeddings", 0) or 2**31)
         self.prompter = Prompter(processor, family_of(model.config.model_type), name, max_len)
-        self.loop = self._make_loop(max_len, objective)
+        self.loop = self._make_loop(max_len, objective_of(objective), split)
         self._max_len = min(max_len, self.loop.capacity())
         self._lock = threading.Lock()  # fast tokenizers are not made for several threads
         self._decoder = copy.deepcopy(self.prompter.tokenizer)  # the loop's own
@@ -70,23 +74,32 @@ class NativeBackend:
         device: str = "auto",
         dtype: str = "auto",
         objective: str | None = None,
+        tensor_parallel: int = 1,
     ) -> NativeBackend:
-        """Load a checkpoint's folder or Hub id; see `load_native`."""
-        network, processor = load_native(model, device=device, dtype=dtype)
+        """Load a checkpoint's folder or Hub id; see `load_native`, and `SplitModel` for several ranks."""
+        split = None
+        if tensor_parallel > 1:
+            split = SplitModel(model, tensor_parallel, device=device, dtype=dtype)
+            network, processor = split.words, split.processor
+        else:
+            network, processor = load_native(model, device=device, dtype=dtype)
         folder = Path(model)
         home = folder if folder.is_dir() else None
         name = folder.resolve().name if home else str(model)
-        return cls(network, processor, name, folder=home, objective=objective)
+        return cls(network, processor, name, folder=home, objective=objective, split=split)
 
-    def _make_loop(self, max_len: int, objective: str | None) -> OwnLoop | EngineLoop:
-        kinds = sorted(self.prompter.kinds)
-        if not kinds:
-            return EngineLoop(Merger(self.model, self.model), max_len, objective)
-        try:
-            merger = merger_of(self.model, map(self.prompter.sample, kinds))
-        except IncompatibleModel as why:
-            return OwnLoop(self.model, f"it runs by transformers' own loop: {why}")
-        return EngineLoop(merger, max_len, objective)
+    def _make_loop(
+        self, max_len: int, adaptive: Adaptive, split: SplitModel | None
+    ) -> OwnLoop | EngineLoop:
+        if split is not None:
+            return EngineLoop(split, split.assembled(adaptive))
+        merger, kinds = Merger(self.model, self.model), sorted(self.prompter.kinds)
+        if kinds:
+            try:
+                merger = merger_of(self.model, map(self.prompter.sample, kinds))
+            except IncompatibleModel as why:
+                return OwnLoop(self.model, f"it runs by transformers' own loop: {why}")
+        return EngineLoop(merger, assemble(merger.words, max_len, adaptive))
 
     def capabilities(self) -> Capabilities:
         """What this checkpoint can do; what it was validated on, it does not say."""
@@ -198,7 +211,8 @@ class NativeBackend:
         if length + most > self._max_len:
             raise ContextOverflow(
                 f"the prompt takes {length} tokens and the answer up to {most}, but {self.name}"
-                f" holds {self._max_len}; shorten the text or give fewer pictures"
+                f" holds {self._max_len}; shorten the text, give fewer pictures"
+                " or let it answer in fewer tokens"
             )
         return most
 

@@ -12,26 +12,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from multimodal.backends import Finished, Load, Token
-from multimodal.engine.assembly import assemble, objective_of
+from multimodal.engine.assembly import Assembled
 from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.engine import Engine
 from multimodal.events import EventStream
 from multimodal.native_loop import Request
 from multimodal.native_merging import Merger
+from multimodal.native_split import SplitModel
 
 
 class EngineLoop:
     """Runs requests on an engine of their own.
 
     Args:
-        merger: makes embeddings of prompts for the model that writes.
-        max_len: positions that it was made for.
-        objective: see `objective_of`.
+        merger: makes embeddings of prompts.
+        assembled: the engine of the model that writes.
     """
 
-    def __init__(self, merger: Merger, max_len: int, objective: str | None = None) -> None:
-        self._merger = merger
-        self._assembled = assemble(merger.words, max_len, objective_of(objective))
+    def __init__(self, merger: Merger | SplitModel, assembled: Assembled) -> None:
+        self._merger, self._assembled = merger, assembled
         self.engine, self.one_by_one = self._assembled.engine, self._assembled.one_by_one
         weakref.finalize(self, Engine.close, self.engine)
 
@@ -54,6 +53,7 @@ class EngineLoop:
     def close(self) -> None:
         """End its thread; requests under way end as cancelled."""
         self.engine.close()
+        self._merger.close()
 
     def answer(self, request: Request) -> Iterator[Token | Finished]:
         """The events of a request; closing the iterator cancels it."""

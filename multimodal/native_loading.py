@@ -14,11 +14,14 @@ from multimodal.loading import device_of, dtype_of, read_config
 from multimodal.native_families import ADAPTERS
 
 
-def load_native(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+def load_native(
+    model: str | Path, *, device: str = "auto", dtype: str = "auto", num_ranks: int = 1
+) -> tuple[Any, Any]:
     """Network and processor, on their device; "auto" is a GPU where there is one.
 
     Of an omni checkpoint the part that answers in words is loaded, not the one that speaks. `dtype`
-    "auto" keeps the checkpoint's, on a CPU float32.
+    "auto" keeps the checkpoint's, on a CPU float32. Of several ranks of `torch.distributed` this one
+    gets its share, on its own device.
 
     Raises:
         ModelNotFound: no model there.
@@ -29,7 +32,7 @@ def load_native(model: str | Path, *, device: str = "auto", dtype: str = "auto")
 
     name, config, where = Path(model).name, read_config(model), device_of(device)
     try:
-        network, info, processor = _load_parts(model, config, dtype_of(dtype))
+        network, info, processor = _load_parts(model, config, dtype_of(dtype), num_ranks)
     except ImportError as error:
         raise IncompatibleModel(
             f"{name!r} needs a library that is missing: {_first_line(error)}"
@@ -45,10 +48,12 @@ def load_native(model: str | Path, *, device: str = "auto", dtype: str = "auto")
     _load_adapters(network, model, config.model_type)
     if dtype == "auto" and where == "cpu":
         network = network.float()
-    return network.to(where).eval(), processor
+    return (network if num_ranks > 1 else network.to(where)).eval(), processor
 
 
-def _load_parts(model: str | Path, config: Any, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
+def _load_parts(
+    model: str | Path, config: Any, dtype: Any, num_ranks: int
+) -> tuple[Any, dict[str, Any], Any]:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForMultimodalLM,
@@ -61,6 +66,10 @@ def _load_parts(model: str | Path, config: Any, dtype: Any) -> tuple[Any, dict[s
     )
 
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    if num_ranks > 1:
+        from transformers.distributed import DistributedConfig
+
+        options["distributed_config"] = DistributedConfig(tp_size=num_ranks)
     if (thinker := getattr(config, "thinker_config", None)) is not None:
         options |= {"config": thinker, "key_mapping": {r"^thinker\.": ""}}
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:

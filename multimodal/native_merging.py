@@ -72,6 +72,10 @@ class Merger:
         with self._lock:
             self._kept.clear()
 
+    def close(self) -> None:
+        """Let go of everything."""
+        self.forget()
+
     @torch.inference_mode()
     def embed(self, prompt: Prompt, tenant: str = "") -> Embedded:
         """The prompt with its media; those that this tenant gave before are not encoded again."""

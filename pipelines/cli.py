@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encoders.errors import (
-    CrossReadError,
-    InputError,
-    InvalidOption,
-    MissingInput,
-    ModelError,
-    RemoteError,
-)
+from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
 from pipelines import pacs, space
 from pipelines.options import (
     AllowBurnedIn,
@@ -35,6 +28,7 @@ from pipelines.options import (
     Model,
     Series,
     Sparsity,
+    TensorParallel,
     Workers,
 )
 
@@ -249,6 +243,7 @@ def doctor(
     objective: Annotated[
         str | None, typer.Option(help="ttft, throughput or even; else CROSSREAD_OBJECTIVE.")
     ] = None,
+    tensor_parallel: TensorParallel = 1,
     as_json: AsJson = False,
 ) -> None:
     """Tell what the engine chooses for a model on this machine, and by which measurements."""
@@ -256,10 +251,17 @@ def doctor(
     from pipelines.terminal import describe_diagnosis
 
     _hide_progress()
-    backend = load_backend(model, device=device, sparsity=sparsity, objective=objective)
+    backend = load_backend(
+        model,
+        device=device,
+        sparsity=sparsity,
+        objective=objective,
+        tensor_parallel=tensor_parallel,
+    )
     if (diagnose := getattr(backend, "diagnose", None)) is None:
-        raise InvalidOption("a server's engine cannot be asked; run doctor where the model lies")
+        raise typer.BadParameter("a server's engine cannot be asked; run doctor beside the model")
     told = diagnose()
+    backend.close()
     typer.echo(_json(told.to_dict()) if as_json else describe_diagnosis(told))
 
 
@@ -341,6 +343,7 @@ def serve(
     ] = 0,
     device: Device = "auto",
     sparsity: Sparsity = None,
+    tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Serve the model over HTTP by OpenAI's protocol, with readings of CT studies beside it."""
     from functools import partial
@@ -358,7 +361,9 @@ def serve(
         media_hosts=frozenset(h.lower() for h in media_host or ()), metrics_compat=metrics_compat,
         otel=otel,
     )  # fmt: skip
-    load = partial(load_backend, model, device=device, sparsity=sparsity)
+    load = partial(
+        load_backend, model, device=device, sparsity=sparsity, tensor_parallel=tensor_parallel
+    )
     known = Keys.read(keys) if keys else None
     tell = lambda at: typer.echo(f"listening at http://{host}:{at}/v1", err=True)  # noqa: E731
     if not ray:

@@ -18,6 +18,14 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Sparsity = Annotated[
     float | None, typer.Option(min=0.0, max=0.9, help="Share of MLP neurons left out per token.")
 ]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes, of a GPU each (or a core), that the layers of a model that only reads are"
+        " split over.",
+    ),
+]
 AllowBurnedIn = Annotated[
     bool,
     typer.Option(

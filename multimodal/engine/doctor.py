@@ -52,6 +52,7 @@ def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Di
     choices = [
         Choice("objective", adaptive.objective, "CROSSREAD_OBJECTIVE or --objective"),
         *placed(model, _gain(tuned)),
+        Choice("ranks", str(tuned.num_ranks), _why_ranks(tuned)),
         Choice("threads", str(tuned.threads), _why_threads(tuned)),
         Choice("batching", "one by one" if tuned.one_by_one else "continuous",
                tuned.one_by_one or "packed passes were tried and give what the model gives"),
@@ -85,9 +86,7 @@ def _exercise(engine: Engine, model: Any) -> None:
                     ended.set()
                 return True
 
-            ids = torch.arange(length, device=model.device) % model.config.vocab_size
-            with torch.inference_mode():
-                embeds = model.get_input_embeddings()(ids)
+            embeds = torch.randn(length, model.config.hidden_size).to(model.device, model.dtype)
             # numbers that no token has: nothing is reused
             content = -np.random.default_rng().integers(2**40, 2**62, length)
             engine.submit(Sequence(GenerateOptions(max_new_tokens=4), embeds, content, tell))
@@ -96,6 +95,12 @@ def _exercise(engine: Engine, model: Any) -> None:
 
 def _gain(tuned: Tuned) -> str:
     return f"; bfloat16 multiplies {tuned.bfloat16_gain:.2f} times as fast (dtype=bfloat16)"
+
+
+def _why_ranks(tuned: Tuned) -> str:
+    if tuned.num_ranks == 1:
+        return "the whole model in one process; --tensor-parallel splits it"
+    return "--tensor-parallel; nothing is tuned, so that all ranks do the same"
 
 
 def _why_threads(tuned: Tuned) -> str:

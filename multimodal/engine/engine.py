@@ -264,7 +264,8 @@ class Engine:
         if sequence.size > self.runner.capacity():
             raise ContextOverflow(
                 f"the prompt and its answer take {sequence.size} tokens, but there is memory for"
-                f" {self.runner.capacity()}; shorten the text or give fewer pictures"
+                f" {self.runner.capacity()}; shorten the text, give fewer pictures"
+                " or let it answer in fewer tokens"
             )
         if len(sequence.embeds) != sequence.length:
             raise InvalidPixels(

@@ -36,6 +36,7 @@ class Tuned:
         sparse_gain: by number of tokens, how much faster the sparse MLP is than the dense one.
         dense_above: number of tokens above which sparse MLPs run dense.
         one_by_one: why requests are not run together; empty where they are.
+        num_ranks: processes that the layers are split over.
     """
 
     is_packed: bool = False
@@ -46,6 +47,7 @@ class Tuned:
     sparse_gain: tuple[tuple[int, float], ...] = ()
     dense_above: int = 0
     one_by_one: str = ""
+    num_ranks: int = 1
 
 
 class Tuner:

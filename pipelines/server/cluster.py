@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 _SPARE = 32  # requests beyond a replica's places, so that it is the replica that refuses
-_MODEL = ("model", "device", "sparsity")
+_MODEL = ("model", "device", "sparsity", "tensor_parallel")
 
 
 class Replica:
@@ -106,8 +106,8 @@ def deploy(
 def build(arguments: Mapping[str, Any]) -> Application:
     """The application by the arguments of a Serve configuration file.
 
-    `model`, `device`, `sparsity`, `keys` (a file), `min_replicas`, `max_replicas`, `actor` and every
-    field of `Settings`.
+    `model`, `device`, `sparsity`, `tensor_parallel`, `keys` (a file), `min_replicas`, `max_replicas`,
+    `actor` and every field of `Settings`.
 
     Raises:
         InvalidOption: an argument that is none of those.

@@ -216,7 +216,7 @@ def test_fewer_slices_are_shown_where_the_context_is_short_and_that_is_told(
     assert (problem.code, problem.message.partition("holds ")[2]) == (
         "FEWER_SLICES", "4 of 32 pictures",
     )  # fmt: skip
-    with pytest.raises(ContextOverflow, match="shorten the text or give fewer pictures"):
+    with pytest.raises(ContextOverflow, match="give fewer pictures or let it answer in fewer"):
         collect(backend.generate([user("word " * 9000)], SHORT))
 
 

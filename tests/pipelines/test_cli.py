@@ -262,8 +262,8 @@ def test_doctor_tells_what_the_engine_chose_and_why(run: Any, tiny_composite: An
 
 def test_doctor_tells_that_a_server_is_not_its_to_judge(run: Any, model_server: Any):
     code, _, error = run("doctor", "--model", model_server.url)
-    assert code == 3
-    assert "run doctor where the model lies" in error
+    assert code == 2
+    assert "run doctor beside the model" in error
 
 
 def test_info_shows_no_identifier(run: Any, tmp_path: Path, phantom_series: Path):

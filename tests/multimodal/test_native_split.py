@@ -1,0 +1,68 @@
+"""A language model split over processes by an option: the same answers, or a refusal by name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encoders.errors import InvalidOption
+from multimodal.backends import DEMO, GenerateOptions, collect, load_backend
+from multimodal.messages import user
+from multimodal.native import NativeBackend
+from tests.multimodal.test_native_answers import SHORT, reference
+
+
+@pytest.mark.slow
+def test_two_ranks_answer_as_one_and_end_with_the_backend(
+    checkpoint: Callable[[str], Path], native: Callable[[str], NativeBackend]
+) -> None:
+    """Started as `--tensor-parallel 2` starts them; over gloo, many requests at once."""
+    pytest.importorskip("accelerate")
+    whole = native("deepseek_llm")
+    asked = [[user(f"Is there a nodule of {n} mm?")] for n in range(4)]
+    chosen = GenerateOptions(choices=("yes", "no"))
+    split = load_backend(checkpoint("deepseek_llm"), tensor_parallel=2)
+    assert isinstance(split, NativeBackend)
+    told: dict[int, str] = {}
+
+    def ask(index: int) -> None:
+        told[index] = collect(split.generate(asked[index], SHORT)).text
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [told[index] for index in range(len(asked))] == [reference(whole, t) for t in asked]
+    expected = collect(whole.generate(asked[0], chosen)).choices
+    assert collect(split.generate(asked[0], chosen)).choices == pytest.approx(expected, abs=1e-4)
+    assert split.capabilities().one_by_one == ""
+    choices = {choice.what: choice for choice in split.diagnose().choices}
+    assert (choices["ranks"].value, choices["batching"].value) == ("2", "continuous")
+    with pytest.raises(InvalidOption, match="leads a split model already"):
+        load_backend(checkpoint("deepseek_llm"), tensor_parallel=2)
+    others = split.loop._merger._others  # type: ignore[union-attr]
+    split.close()
+    assert [other.returncode for other in others] == [0]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "why"),
+    [("deepseek_llm", {"tensor_parallel": 10_000}, r"is 10000, but there (is|are) \d+ (GPU|core)"),
+     ("deepseek_llm", {"tensor_parallel": 2, "device": "meta"}, "leave device meta out"),
+     ("llava_onevision", {"tensor_parallel": 2}, "only read; leave it out, or serve"),
+     (None, {"tensor_parallel": 2}, "only read; leave it out for a composite"),
+     ("http://127.0.0.1:9/v1", {"tensor_parallel": 2}, "leave out device, .* tensor_parallel")],
+)  # fmt: skip
+def test_ranks_that_cannot_be_are_refused_by_name(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model: str | None,
+    options: dict[str, Any], why: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    named = model if model is None or model.startswith("http") else checkpoint(model)
+    with pytest.raises(InvalidOption, match=why):
+        load_backend(named or DEMO, **options)
