@@ -75,7 +75,7 @@ class SplitModel:
         self._kill = weakref.finalize(self, _kill, others)
         try:
             self.words, self.processor, runner = _join(0, job)
-        except BaseException:
+        except BaseException:  # whatever it is, the other ranks must not stay
             self._kill()
             _leave()
             raise

@@ -73,7 +73,6 @@ ERRORS = {
     "MissingInput": "缺少输入。",
     "UnreadableFile": "文件无法读取。",
     "NotDicom": "未找到 DICOM 图像。",
-    "MixedSeries": "层面不属于同一个容积。",
     "IrregularGeometry": "序列的几何信息不支持此操作。",
     "UnsupportedTransferSyntax": "没有可用的解码器。",
     "InvalidPixels": "像素值无效。",

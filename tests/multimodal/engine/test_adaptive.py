@@ -77,7 +77,7 @@ def test_the_doctor_tells_every_choice_with_its_reason_and_changes_no_answer(
     before = collect(backend.generate(asked, options)).text
     told = backend.diagnose()
     assert [c.what for c in told.choices] == [
-        "objective", "device", "dtype", "threads", "batching", "slots", "chunk", "room", "weights",
+        "objective", "device", "dtype", "ranks", "threads", "batching", "slots", "chunk", "room", "weights",
         "MLPs",
     ]  # fmt: skip
     assert all(choice.value and choice.why for choice in told.choices)
