@@ -1,0 +1,34 @@
+"""What the project's owner asks of `benchmarks.serving`: each bar's name, where its value stands, its goal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# a bar: where its value stands in what is told, how it is to compare, and with what
+BARS = (
+    ("burst against static batches of 8, std", "burst/against_static_8/std_s", "<=", 0.35),
+    ("burst against static batches of 8, mean", "burst/against_static_8/mean_s", "<=", 0.5),
+    ("burst against static batches of 8, p99", "burst/against_static_8/p99_s", "<=", 0.4),
+    ("burst against static batches of 8, tokens/s", "burst/against_static_8/tokens_per_s", ">=", 2.6),
+    ("burst against the same kernels in batches of 8, std", "burst/against_gang_8/std_s", "<=", 0.55),
+    ("the same, tokens/s", "burst/against_gang_8/tokens_per_s", ">=", 1.8),
+    ("transformers' continuous batching, tokens/s",
+     "burst/against_transformers_continuous/tokens_per_s", ">=", 2.5),
+    ("OpenVINO GenAI's, float32, tokens/s", "burst/against_openvino/tokens_per_s", ">=", 1.0),
+    ("a follow-up's first token", "follow_up/ratio", "<=", 0.05),
+    ("one alone against bare generate", "alone/ratio", "<=", 1.05),
+    ("burst against its matrix products", "floor/ratio", "<=", 1.6),
+)  # fmt: skip
+
+
+def bars(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each bar that was measured: name, value, goal, and whether it is met."""
+    listed = []
+    for name, path, compared, goal in BARS:
+        value: Any = told
+        for key in path.split("/"):
+            value = value.get(key, {})
+        if value != {}:
+            met = value <= goal if compared == "<=" else value >= goal
+            listed.append({"bar": name, "value": value, "goal": f"{compared} {goal}", "met": met})
+    return listed
