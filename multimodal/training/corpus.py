@@ -7,6 +7,7 @@ written study by study, so generation resumes where it stopped and several proce
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -105,7 +106,7 @@ class Corpus:
             told = json.loads((folder / "truth" / f"{i}.json").read_text())
             self.truth.append([Shown(*item) for item in told["findings"]])
             self.vocabulary.append(vocabularies[told["region"]])
-        self._shown: list[np.ndarray] | None = None
+        self._shown: dict[int, np.ndarray] | None = None
 
     def held_out(self, num: int = HELD_OUT) -> range:
         """Indices of studies kept for evaluation."""
@@ -117,7 +118,7 @@ class Corpus:
 
     def slices(self, rng: np.random.Generator, n: int) -> SliceBatch:
         """Random training slices, two thirds of them with a finding, every finding as often."""
-        shown = self._showing()
+        shown = list(self._showing().values())
         picks = [shown[k] for k in rng.integers(len(shown), size=2 * n // 3)]
         rows = [pick[rng.integers(len(pick))] for pick in picks]
         rest = n - len(rows)
@@ -129,19 +130,41 @@ class Corpus:
             1,
         )
         studies, slices = np.concatenate([np.reshape(rows, (-1, 2)), other]).T
+        views, cover = self.shifted(self.views[studies, slices], self.cover[studies, slices], rng)
         return SliceBatch(
             studies.tolist(),
-            torch.from_numpy(self.views[studies, slices]),
-            torch.from_numpy(self.cover[studies, slices]).float() / 255.0,
+            torch.from_numpy(views),
+            torch.from_numpy(cover).float() / 255.0,
             torch.from_numpy(self._size[studies]),
         )
 
-    def _showing(self) -> list[np.ndarray]:
+    @staticmethod
+    def shifted(
+        views: np.ndarray, cover: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All slices moved by the same whole patches: what a finding looks like is not where it is."""
+        grid = math.isqrt(cover.shape[1])
+        down, right = (int(v) for v in rng.integers(-1, 2, 2))
+        patch = views.shape[-1] // grid
+        squares = cover.reshape(len(cover), grid, grid, -1)
+        moved = np.roll(squares, (down, right), (1, 2)).reshape(cover.shape)
+        return np.roll(views, (down * patch, right * patch), (2, 3)), moved
+
+    def patches_shown(self) -> np.ndarray:
+        """Of each finding, how many patches show it on a slice that shows it, `[F]`; NaN if none does."""
+        found = np.full(self.cover.shape[-1], np.nan, np.float32)
+        for f, rows in self._showing().items():
+            studies, slices = rows[:400].T
+            found[f] = (self.cover[studies, slices, :, f] > _LEAST).sum(1).mean()
+        return found
+
+    def _showing(self) -> dict[int, np.ndarray]:
         """Per finding `[k, 2]`: study and slice of every training slice that shows it."""
         if self._shown is None:
             most = self.cover[HELD_OUT : self.num_studies].max(2)  # [studies, views, F]
             places = [np.argwhere(most[..., f] > _LEAST) for f in range(most.shape[-1])]
-            self._shown = [p + np.array([HELD_OUT, 0]) for p in places if len(p)]
+            start = np.array([HELD_OUT, 0])
+            self._shown = {f: p + start for f, p in enumerate(places) if len(p)}
         return self._shown
 
 

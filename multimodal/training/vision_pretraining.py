@@ -72,7 +72,11 @@ class Contrast(nn.Module):
 
 
 def dense_loss(
-    presence: torch.Tensor, log_size: torch.Tensor, cover: torch.Tensor, size_mm: torch.Tensor
+    presence: torch.Tensor,
+    log_size: torch.Tensor,
+    cover: torch.Tensor,
+    size_mm: torch.Tensor,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy on patches plus the size error where the finding is.
 
@@ -80,16 +84,23 @@ def dense_loss(
         presence, log_size: `[n, patches, F]`.
         cover: `[n, patches, F]`, the share of the patch that the mask covers, 0..1.
         size_mm: `[n, F]`, NaN where the finding has no stated size.
+        weight: `[F]`, how much each finding counts; all alike where it is not given.
     """
     target = (16.0 * cover).clamp(max=1.0)  # a plaque covers a corner of its patch and still counts
     loss = nn.functional.binary_cross_entropy_with_logits(
-        presence, target, pos_weight=torch.tensor(4.0, device=cover.device)
+        presence, target, weight, pos_weight=torch.tensor(4.0, device=cover.device)
     )
     known = (cover > 0.02) & size_mm.isfinite()[:, None]
     if known.any():
         wanted = size_mm[:, None].expand_as(cover)[known].log()
         loss = loss + 0.3 * nn.functional.smooth_l1_loss(log_size[known], wanted, beta=0.2)
     return loss
+
+
+def even_weights(patches: np.ndarray) -> torch.Tensor:
+    """Weights of mean one by which a nodule of one patch counts as much as ascites of forty: `[F]`."""
+    inverse = 1.0 / np.nan_to_num(patches, nan=float(np.nanmean(patches)))
+    return torch.from_numpy((inverse / inverse.mean()).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,7 @@ def train_vision(
     device = next(model.parameters()).device
     both = nn.ModuleDict({"dense": model, "contrast": Contrast(model.tower.width, len(tokenizer))})
     both.to(device)
+    weight = even_weights(corpus.patches_shown()).to(device)
 
     def draw(_step: int, rng: np.random.Generator) -> _Batch:
         batch = corpus.slices(rng, schedule.batch_size)
@@ -118,7 +130,7 @@ def train_vision(
             presence, log_size = model.head(features)
             contrast = both["contrast"](features, move(batch.words, device))
         dense = dense_loss(presence.float(), log_size.float(), move(slices.cover, device),
-                           move(slices.size_mm, device))  # fmt: skip
+                           move(slices.size_mm, device), weight)  # fmt: skip
         return "dense and contrast", dense + CONTRAST * contrast
 
     def check() -> str:

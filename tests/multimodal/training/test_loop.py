@@ -13,9 +13,9 @@ from torch import nn
 
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import edit_distance
-from multimodal.training.corpus import Frame, patch_cover
+from multimodal.training.corpus import Corpus, Frame, patch_cover
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
-from multimodal.training.vision_pretraining import Contrast, auroc, dense_loss
+from multimodal.training.vision_pretraining import Contrast, auroc, dense_loss, even_weights
 from multimodal.training.world.phantom import random_phantom, render
 from multimodal.training.world.worlds import WORLDS
 
@@ -158,6 +158,31 @@ def test_dense_loss_pulls_sizes_only_where_the_finding_is() -> None:
     dense_loss(torch.zeros(1, 4, 1), size, cover, torch.full((1, 1), 20.0)).backward()
     assert size.grad is not None
     assert (size.grad.flatten() != 0).tolist() == [False, True, False, True]
+
+
+def test_every_finding_counts_the_same_however_many_patches_show_it() -> None:
+    """A head that knows nothing is pulled as hard towards a nodule's patch as towards ascites'."""
+    cover = torch.zeros(2, 40, 2)
+    cover[:, 0, 0], cover[:, :20, 1] = 1.0, 1.0
+    weight = even_weights(np.array([1.0, 20.0]))
+    logits = torch.full((2, 40, 2), -8.0, requires_grad=True)
+    unknown = torch.full((2, 2), float("nan"))
+    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, weight).backward()
+    pull = logits.grad.sum((0, 1))  # type: ignore[union-attr]
+    assert weight.mean().item() == pytest.approx(1.0)
+    assert pull[0].item() == pytest.approx(pull[1].item(), rel=0.02)
+
+
+def test_slices_move_by_whole_patches_and_their_targets_with_them() -> None:
+    rng = np.random.default_rng(0)
+    cover = rng.integers(0, 255, (3, 144, 2)).astype(np.uint8)
+    shown = cover.reshape(3, 12, 12, 2)[..., 0].repeat(8, 1).repeat(8, 2)
+    views = np.stack([shown] * 3, 1)
+    for seed in range(9):
+        moved, target = Corpus.shifted(views, cover, np.random.default_rng(seed))
+        again = target.reshape(3, 12, 12, 2)[..., 0].repeat(8, 1).repeat(8, 2)
+        assert np.array_equal(moved, np.stack([again] * 3, 1))
+        assert sorted(moved.ravel()) == sorted(views.ravel())
 
 
 def test_auroc_equals_the_share_of_ordered_pairs() -> None:

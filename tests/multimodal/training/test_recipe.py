@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +260,20 @@ def test_a_region_is_named_in_the_words_that_ask_for_it() -> None:
         ids = processor.tokenizer.encode(asked, add_special_tokens=False)
         near = torch.cosine_similarity(words[ids].mean(0)[None], names)
         assert int(near.argmax()) == row, asked
+
+
+def test_how_sure_the_head_is_changes_a_region_from_the_first_step() -> None:
+    """As much as being elsewhere and of another size does."""
+    model, _ = build_demo(WORLDS["body"])
+    projector: Any = model.region_projector
+    torch.manual_seed(0)
+    seen = torch.randn(1, projector.mlp[0].normalized_shape[0]).repeat(3, 1)
+    seen[1, -3:] = torch.tensor([1.5, 1.0, 2.0])
+    seen[0, -3:] = torch.tensor([-0.5, 0.1, -1.0])
+    seen[2] = torch.cat([torch.randn(seen.shape[1] - 3), seen[0, -3:]])
+    with torch.no_grad():
+        absent, present, elsewhere = projector.mlp(seen)
+    assert (present - absent).norm() > (elsewhere - absent).norm()
 
 
 def test_a_sentence_longer_than_the_towers_window_is_drawn_anew(
