@@ -76,6 +76,7 @@ def dense_loss(
     log_size: torch.Tensor,
     cover: torch.Tensor,
     size_mm: torch.Tensor,
+    *,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy on patches plus the size error where the finding is.
@@ -130,7 +131,7 @@ def train_vision(
             presence, log_size = model.head(features)
             contrast = both["contrast"](features, move(batch.words, device))
         dense = dense_loss(presence.float(), log_size.float(), move(slices.cover, device),
-                           move(slices.size_mm, device), weight)  # fmt: skip
+                           move(slices.size_mm, device), weight=weight)  # fmt: skip
         return "dense and contrast", dense + CONTRAST * contrast
 
     def check() -> str:

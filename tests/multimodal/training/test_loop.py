@@ -167,7 +167,7 @@ def test_every_finding_counts_the_same_however_many_patches_show_it() -> None:
     weight = even_weights(np.array([1.0, 20.0]))
     logits = torch.full((2, 40, 2), -8.0, requires_grad=True)
     unknown = torch.full((2, 2), float("nan"))
-    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, weight).backward()
+    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, weight=weight).backward()
     pull = logits.grad.sum((0, 1))  # type: ignore[union-attr]
     assert weight.mean().item() == pytest.approx(1.0)
     assert pull[0].item() == pytest.approx(pull[1].item(), rel=0.02)
