@@ -375,17 +375,35 @@ def alone(model: Any, rounds: int) -> dict[str, float]:
     return {"ours_s": times[-1][0], "bare_generate_s": times[-1][1], "ratio": ratio}
 
 
-def follow_up(rounds: int) -> dict[str, float]:
-    """The first token of a further question about a loaded study, against the first question's."""
-    from encoders.dicom import load_volume, scan
+def follow_up(rounds: int) -> dict[str, Any]:
+    """The first token of a further question about a loaded study, against the first question's.
+
+    Of the demo model, and of one in the larger size of its recipe with weights drawn at random.
+    """
     from multimodal.backends import DEMO
     from multimodal.local import LocalBackend
+    from multimodal.training.demo_model import build_demo
+    from multimodal.training.world.worlds import WORLDS
+
+    def demo() -> LocalBackend:
+        return LocalBackend.from_pretrained(DEMO, device="cpu")
+
+    def base() -> LocalBackend:
+        model, processor = build_demo(WORLDS["body"], "base")
+        return LocalBackend(model.eval(), processor)
+
+    return {make.__name__: _follow_up(make, rounds) for make in (demo, base)}
+
+
+def _follow_up(make: Callable[[], Any], rounds: int) -> dict[str, float]:
+    from encoders.dicom import load_volume, scan
+    from multimodal.backends import DEMO
     from multimodal.messages import Study, user
 
     volume = load_volume(scan(DEMO / "sample" / "study").default())
     firsts, nexts = [], []
     for _ in range(rounds):
-        backend = LocalBackend.from_pretrained(DEMO, device="cpu")
+        backend = make()
         backend.estimate([user("warm")])
         for at, words in enumerate(
             ("List the findings.", "Is there a nodule?", "How large is it?")
@@ -395,7 +413,8 @@ def follow_up(rounds: int) -> dict[str, float]:
             (nexts if at else firsts).append(clock.now())
         backend.close()
     first, later = statistics.median(firsts), statistics.median(nexts)
-    print(f"follow-up: {later / first:.3f} of the first question's {first:.3f} s", flush=True)
+    name = f"follow-up, {make.__name__} model"
+    print(f"{name}: {later / first:.3f} of the first question's {first:.3f} s", flush=True)
     return {"first_s": first, "follow_up_s": later, "ratio": later / first}
 
 

@@ -11,9 +11,10 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class MediaEncoder:
         budget_bytes: int = CACHE_BYTES,
     ) -> None:
         self.measures = Measures()
-        self._parameters = tuple(model.parameters())
+        self._parameters = changeable(model.parameters())
         self._model, self._processor, self._budget = model, processor, budget_bytes
         self._kept: OrderedDict[Key, Encoded] = OrderedDict()
         self._under_way: dict[Key, Future[Encoded]] = {}
@@ -258,10 +259,14 @@ class MediaEncoder:
         ]
 
 
-def weights_revision(parameters: Sequence[torch.nn.Parameter]) -> int:
-    """A number that changes when weights are changed in place."""
-    # weights made in inference mode cannot change and count no versions
-    return sum(0 if p.is_inference() else p._version for p in parameters)
+def changeable(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Weights that may change in place; those made in inference mode cannot and count no versions."""
+    return [p for p in parameters if not p.is_inference()]
+
+
+def weights_revision(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """A number that grows when `changeable` weights are changed in place."""
+    return sum(map(attrgetter("_version"), parameters))
 
 
 def medium_digest(medium: Medium) -> str:

@@ -33,7 +33,7 @@ from multimodal.backends import (
     Token,
     Usage,
 )
-from multimodal.encoding import Encoded, MediaEncoder, weights_revision
+from multimodal.encoding import Encoded, MediaEncoder, changeable, weights_revision
 from multimodal.engine import sequence as seq
 from multimodal.engine.assembly import Assembled, assemble, objective_of
 from multimodal.engine.doctor import Diagnosis
@@ -98,7 +98,7 @@ class LocalBackend:
             if made is None:
                 network, way = (
                     self.model.language_model,
-                    partial(_way, sparse_mlps(self.model), tuple(self.model.parameters())),
+                    partial(_way, sparse_mlps(self.model), changeable(self.model.parameters())),
                 )
                 made = assemble(network, self._model_len, self._adaptive, way)
                 self.__dict__["_assembled"] = made

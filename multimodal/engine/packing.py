@@ -1,7 +1,7 @@
 """Linear layers whose weights lie as oneDNN multiplies fastest, on CPUs that have it.
 
 PyTorch's own ordering costs a reordering in every product; packed once, the same product runs up to
-twice as fast. The operations are torch's own but private, so whatever fails leaves a layer as it is.
+twice as fast. A small layer pays more for the call than it gains, so each shape is tried. The operations are torch's own but private, so whatever fails leaves a layer as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _ROWS = 32  # of a step, for which a layer is tried
 _PACKED_FOR = 128  # rows: a layout that is at least as good for all others
 _TRIES = 15
 MIN_GAIN = 1.05  # a layer that gains less stays as it is
+_LEAST_ALONE = 0.8  # and one that makes a single row slower than this
 
 
 class PackedLinear(nn.Module):
@@ -36,7 +37,9 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module) -> float:
-    """Pack the linear layers of a model in place where that is faster; returns by how much, else 1.
+    """Pack the linear layers of a model in place, each shape where that is faster.
+
+    Returns by how much for the largest; 1 where nothing can be packed.
 
     Nothing is packed off a CPU, where torch has no oneDNN, or where a second copy of the weights
     would take more than its share of the memory.
@@ -53,11 +56,14 @@ def pack(model: nn.Module) -> float:
     if size > SHARE * memory_bytes(found[0][2].weight.device):
         return 1.0
     largest = max((child for _, _, child in found), key=lambda child: child.weight.numel())
-    gain = _gain(largest)
-    if gain >= MIN_GAIN:
-        for parent, name, child in found:
+    gains: dict[torch.Size, float] = {}
+    for parent, name, child in found:
+        shape = child.weight.shape
+        if shape not in gains:
+            gains[shape] = _gain(child)
+        if gains[shape] >= MIN_GAIN:
             setattr(parent, name, PackedLinear(child))
-    return gain
+    return gains[largest.weight.shape]
 
 
 def can_pack(dense: nn.Linear) -> bool:
@@ -74,8 +80,14 @@ def can_pack(dense: nn.Linear) -> bool:
 
 
 def _gain(dense: nn.Linear) -> float:
+    """By how much a step's rows are faster packed; of a single row where that is too much slower."""
     packed = PackedLinear(dense)
-    x = torch.randn(_ROWS, dense.in_features).to(dense.weight.dtype)
+    alone = _ratio(dense, packed, 1)
+    return alone if alone < _LEAST_ALONE else _ratio(dense, packed, _ROWS)
+
+
+def _ratio(dense: nn.Linear, packed: PackedLinear, rows: int) -> float:
+    x = torch.randn(rows, dense.in_features).to(dense.weight.dtype)
     # in turns: on a busy machine what slows one down must not be taken for the other's
     tries = [(_seconds(dense, x), _seconds(packed, x)) for _ in range(_TRIES)]
     plain_s, packed_s = (min(seconds) for seconds in zip(*tries, strict=True))

@@ -29,6 +29,7 @@ NEEDS_ONEDNN = pytest.mark.skipif(
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack whatever the clock says."""
     monkeypatch.setattr(packing, "MIN_GAIN", 0.0)
+    monkeypatch.setattr(packing, "_LEAST_ALONE", 0.0)
 
 
 @NEEDS_ONEDNN
@@ -54,6 +55,27 @@ def test_a_packed_model_gives_the_logits_it_gave(always: None) -> None:
         pack(model)
         assert any(isinstance(m, PackedLinear) for m in model.modules())
         assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
+
+
+@NEEDS_ONEDNN
+def test_each_shape_is_packed_where_it_pays_for_many_rows_and_costs_one_row_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Small layers lose more by the call than they gain: those of the demo model at one row."""
+    ratios = {
+        (64, 1): 0.5,
+        (64, 32): 1.2,
+        (96, 1): 0.9,
+        (96, 32): 1.3,
+        (128, 1): 1.0,
+        (128, 32): 1.01,
+    }
+    monkeypatch.setattr(
+        packing, "_ratio", lambda dense, packed, rows: ratios[dense.out_features, rows]
+    )
+    model = nn.Sequential(*(nn.Linear(32, n) for n in (64, 96, 128, 96)))
+    assert pack(model) == 1.01  # of the largest
+    assert [isinstance(layer, PackedLinear) for layer in model] == [False, True, False, True]
 
 
 def test_weights_off_a_cpu_are_not_packed() -> None:
