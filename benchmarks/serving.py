@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.serving_bars import bars
+from benchmarks.serving_bars import show_bars
 from benchmarks.serving_openvino import openvino_continuous
 from benchmarks.sparse import machine
 from multimodal.backends import GenerateOptions
@@ -480,11 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
         told["follow_up"] = follow_up(options.rounds)
     if "floor" in options.only:
         told["floor"] = floor(model, jobs)
-    listed = bars(told)
-    for bar in listed:
-        print(
-            f"{bar['bar']:<52} {bar['value']:6.3f}  {bar['goal']:<8} {'met' if bar['met'] else 'NOT MET'}"
-        )
+    listed = show_bars(told)
     about = {"machine": machine(), "torch": torch.__version__, **vars(options)}
     print(json.dumps({"benchmark": "serving", **about, **told, "bars": listed}))
 

@@ -1,4 +1,4 @@
-"""What the project's owner asks of `benchmarks.serving`: each bar's name, where its value stands, its goal."""
+"""What the project's owner asks of serving: each bar's name, where its value stands, its goal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ BARS = (
     ("the same, tokens/s", "burst/against_gang_8/tokens_per_s", ">=", 1.8),
     ("transformers' continuous batching, tokens/s",
      "burst/against_transformers_continuous/tokens_per_s", ">=", 2.5),
+    ("`transformers serve`, words, tokens/s", "text_against_transformers_serve/ratio", ">=", 2.5),
+    ("`transformers serve`, pictures, tokens/s", "pictures_against_transformers_serve/ratio", ">=", 2.5),
     ("OpenVINO GenAI's, float32, tokens/s", "burst/against_openvino/tokens_per_s", ">=", 1.0),
     ("a follow-up's first token, demo model of 5 M", "follow_up/demo/ratio", "<=", 0.05),
     ("a follow-up's first token, base size of 29 M", "follow_up/base/ratio", "<=", 0.05),
@@ -32,4 +34,13 @@ def bars(told: dict[str, Any]) -> list[dict[str, Any]]:
         if value != {}:
             met = value <= goal if compared == "<=" else value >= goal
             listed.append({"bar": name, "value": value, "goal": f"{compared} {goal}", "met": met})
+    return listed
+
+
+def show_bars(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Print the bars that were measured, a line each."""
+    listed = bars(told)
+    for bar in listed:
+        met = "met" if bar["met"] else "NOT MET"
+        print(f"{bar['bar']:<52} {bar['value']:6.3f}  {bar['goal']:<8} {met}")
     return listed
