@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipelines.evidence import Discrepancy, Reading
 
 Box = tuple[float, float, float, float]
+_HIGHEST = 4096  # pixels of a picture
 _WIDTH = 440  # pixels of one window's picture
 
 
@@ -156,7 +157,8 @@ def _panel(volume: Volume, index: int, grey: np.ndarray, boxes: Sequence[Box], n
     row_mm, column_mm = (float(np.linalg.norm(volume.grid[:3, i])) for i in (1, 2))
     if turn.transposed:
         row_mm, column_mm = column_mm, row_mm
-    height = max(round(_WIDTH * rows * row_mm / (columns * column_mm)), 1)
+    # whatever the file says of its spacing, a picture stays one that can be shown
+    height = min(max(round(_WIDTH * rows * row_mm / (columns * column_mm)), 1), _HIGHEST)
     scale_x, scale_y = _WIDTH / columns, height / rows
     image = Image.fromarray(np.ascontiguousarray(shown))
     image = image.resize((_WIDTH, height), Image.Resampling.BILINEAR).convert("RGB")

@@ -21,6 +21,7 @@ from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
 from encoders.dicom.pixels import Pixels, read_bit, read_pixels, require_plausible
 from encoders.dicom.series import Series, scan
+from encoders.dicom.values import require_drawable
 from encoders.dicom.views import ViewProfile, Views, make_views
 from encoders.dicom.volume import Volume, load_volume
 from encoders.errors import InputError, InvalidPixels, UnreadableFile
@@ -83,7 +84,12 @@ class Picture:
         return float(np.hypot((a[0] - b[0]) * step[0], (a[1] - b[1]) * step[1]))
 
     def squared(self) -> np.ndarray:
-        """The pixels with square ones: the coarser direction is resampled to the finer."""
+        """The pixels with square ones: the coarser direction is resampled to the finer.
+
+        Raises:
+            InvalidPixels: they are longer than any scanner makes them.
+        """
+        require_drawable(self.aspect)
         rows, columns = self.pixels.shape[:2]
         if self.aspect >= 1:
             return _resized(self.pixels, round(rows * self.aspect), columns)

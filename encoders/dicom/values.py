@@ -24,6 +24,7 @@ from encoders.features import Problem
 
 Range = tuple[float, float]
 AIR_HU, MAX_HU = -1024, 3071  # what a 12-bit CT value can be
+MAX_ASPECT = 64.0  # a coronal slice of 10 mm slabs with 0.2 mm columns has 50
 _ALWAYS_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 _UNITS = {"GML": "SUV", "BQML": "Bq/ml", "CNTS": "counts", "PROPCNTS": "counts", "HU": "HU"}
 
@@ -276,3 +277,16 @@ def share_outside(voxels: np.ndarray, padding: tuple[Range, ...], limits: Range)
             padded |= (outside >= low) & (outside <= high)
         count += int(outside.size - padded.sum())
     return count / voxels.size
+
+
+def require_drawable(aspect: float) -> None:
+    """Refuse pixels so long that square ones in their stead would fill the memory.
+
+    Raises:
+        InvalidPixels: they are more than `MAX_ASPECT` times as long as wide, or as wide as long.
+    """
+    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+        raise InvalidPixels(
+            f"pixels are said to be {aspect:.3g} times as high as wide, which no scanner makes (at"
+            f" most {MAX_ASPECT:g} times are drawn); correct the pixel spacing"
+        )

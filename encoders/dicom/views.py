@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from encoders.dicom.display import dominant_axes, unit_of, voi_of
-from encoders.dicom.values import AIR_HU
+from encoders.dicom.values import AIR_HU, require_drawable
 from encoders.dicom.volume import Volume
 from encoders.features import Problem, Source
 
@@ -105,7 +105,11 @@ class Views:
 
 
 def make_views(volume: Volume, profile: ViewProfile) -> Views:
-    """The views of a volume by a profile; values that are not HU are stretched to fill a window."""
+    """The views of a volume by a profile; values that are not HU are stretched to fill a window.
+
+    Raises:
+        InvalidPixels: a picture of square pixels would be of an impossible size.
+    """
     values, problems = _values(volume, profile)
     voxels, to_old = _canonical(values.voxels, volume.grid)
     values = replace(values, voxels=voxels)
@@ -209,6 +213,7 @@ def _positions(volume: Volume) -> np.ndarray:
 def _side(voxels: np.ndarray, affine: np.ndarray) -> int:
     """Pixels of the square that keeps every row and column of a slice."""
     mm = np.linalg.norm(affine[:3, 1:3], axis=0)
+    require_drawable(float(mm[0] / mm[1]))
     return round(float((np.array(voxels.shape[1:]) * mm).max() / mm.min()))
 
 

@@ -162,6 +162,14 @@ def test_pixels_are_drawn_square(volume: Volume):
     assert picture.height == round(440 * rows * row_mm / (columns * column_mm))
 
 
+def test_pixels_that_no_scanner_makes_are_drawn_in_a_picture_that_can_be_shown(volume: Volume):
+    """A spacing of 1000 to 1 once gave a picture of 440,000 rows."""
+    affine = volume.affine.copy()
+    affine[:3, 1] *= 1000
+    picture = Image.open(io.BytesIO(draw_slice(replace(volume, affine=affine), 3)))
+    assert picture.height == 4096
+
+
 def test_no_direction_is_lettered_where_none_is_known(volume: Volume):
     lost = replace(volume, affine=np.full((4, 4), np.nan))
     known, unknown = (

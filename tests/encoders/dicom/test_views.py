@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from encoders.dicom import PROFILES, Volume, Window, load_volume, make_views
 from encoders.dicom.display import Display, Voi
 from encoders.dicom.header import SeriesInfo
+from encoders.dicom.pictures import Picture
 from encoders.dicom.views import to_rgb
+from encoders.errors import InvalidPixels
 
 MEDGEMMA = PROFILES["medgemma-ct"]
 
@@ -125,6 +127,18 @@ def test_pixels_that_are_not_square_become_square() -> None:
     bright = views.pixels[0, 0] > 128
     assert abs(int(bright.any(0).sum()) - int(bright.any(1).sum())) <= 1
     assert views.geometry[0, [3, 7]] == pytest.approx([1.0, 1.0])
+
+
+def test_pixels_a_thousand_times_as_long_as_wide_are_refused_and_fill_no_memory() -> None:
+    """Square ones in their stead would have taken 114 GiB."""
+    hu = np.zeros((4, 64, 64), np.int16)
+    stack = _stack(hu, row_mm=10.0, column_mm=0.01, info=SeriesInfo(modality="CT"))
+    with pytest.raises(InvalidPixels, match=r"1e\+03 times as high as wide.*pixel spacing"):
+        make_views(stack, MEDGEMMA)
+    assert make_views(stack, PROFILES["crossread-ct"]).pixels.shape == (4, 3, 96, 96)
+    picture = Picture(np.zeros((8, 8, 3), np.uint8), "x", aspect=1000.0)
+    with pytest.raises(InvalidPixels, match="correct the pixel spacing"):
+        picture.squared()
 
 
 def test_mr_is_scaled_by_percentiles_of_the_volume_not_of_each_slice() -> None:
