@@ -323,6 +323,7 @@ def calibrate(model: Path, num_studies: int) -> float:
             chances = say(question.question, VERDICTS).choices
             logs.append(np.log(np.maximum([chances[v] for v in VERDICTS], 1e-12)))
             true.append(VERDICTS.index(question.label))
+    backend.close()
     file = model / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     fitted = config.get("choice_temperature", 1.0) * fit_temperature(logs, true)
@@ -383,7 +384,7 @@ def evaluate(
     recorded = Path(os.environ.get("CROSSREAD_SHARED_DATA", "../shared/data"))
     backend = _backend(model)
     world = world_of(backend.model.config)
-    return {
+    found = {
         "weights_sha256": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest(),
         "world": world.name,
         "studies": num_studies,
@@ -400,6 +401,9 @@ def evaluate(
         "sparsity": [level.result() for level in curve],
         "sparsity_studies": few,
     }
+    backend.close()
+    _backend.cache_clear()  # a process that goes on needs its memory for other things
+    return found
 
 
 def main() -> None:
