@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import (
     Executor,
     Future,
@@ -338,7 +338,9 @@ def _backend(model: Path) -> LocalBackend:
     return LocalBackend.from_pretrained(model, device="cpu")
 
 
-def _cases(model: Path, seeds: Iterable[int]) -> list[Case]:
+@lru_cache(maxsize=1)
+def _cases(model: Path, seeds: range) -> list[Case]:
+    """Unseen studies; the last ones asked for stay, as several tables are made of the same."""
     return [make_case(world_of(_backend(model).model.config), seed) for seed in seeds]
 
 
@@ -402,7 +404,8 @@ def evaluate(
         "sparsity_studies": few,
     }
     backend.close()
-    _backend.cache_clear()  # a process that goes on needs its memory for other things
+    for kept in (_backend, _cases):  # a process that goes on needs its memory for other things
+        kept.cache_clear()
     return found
 
 

@@ -38,9 +38,9 @@ def wait() -> None:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Every process's gradients become the mean of all; each must have them for the same weights."""
-    given = [p.grad for p in parameters if p.grad is not None]
     if count() == 1:
         return
+    given = [p.grad for p in parameters if p.grad is not None]
     together = torch.cat([g.flatten() for g in given])
     dist.all_reduce(together)
     together /= count()
