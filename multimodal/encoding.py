@@ -123,8 +123,9 @@ class MediaEncoder:
             if self._closed:
                 raise ModelError("the model was closed; load it again")
             self.measures.count("encoder_cache_queries", kind)
-            found = self._find((tenant, revision, digest), kind) if digest else None
+            found = self._find((tenant, revision, digest)) if digest else None
         if found is not None:
+            self.measures.count("encoder_cache_hits", kind)
             return found, False
         with self.measures.timed("media_decode_seconds", kind):
             medium = self._processor.prepare(kind, value)
@@ -133,8 +134,9 @@ class MediaEncoder:
         with self._news:
             if self._closed:  # meanwhile: its thread takes no more
                 raise ModelError("the model was closed; load it again")
-            found = self._find(key, kind)
+            found = self._find(key)
             if found is not None and _alike(found, medium):
+                self.measures.count("encoder_cache_hits", kind)
                 return found, False
             job = _Job(key, medium, Future())
             self._under_way[key] = job.done
@@ -145,12 +147,11 @@ class MediaEncoder:
             self._news.notify()
         return job.done, True
 
-    def _find(self, key: Key, kind: str) -> Future[Encoded] | None:
-        if key not in self._under_way and key not in self._kept:
-            return None
-        self.measures.count("encoder_cache_hits", kind)
+    def _find(self, key: Key) -> Future[Encoded] | None:
         if key in self._under_way:
             return self._under_way[key]
+        if key not in self._kept:
+            return None
         self._kept.move_to_end(key)
         ready: Future[Encoded] = Future()
         ready.set_result(self._kept[key])

@@ -33,6 +33,9 @@ IMAGE, VIDEO, AUDIO, STUDY = "<image>", "<video>", "<audio>", "<study>"
 REGION, STUDY_END = "<region>", "</study>"
 SPECIAL_TOKENS = (IMAGE, AUDIO, STUDY, REGION, STUDY_END)
 _WORD = re.compile("|".join((IMAGE, VIDEO, AUDIO, STUDY)))
+_OTHER_WINDOW = Problem(
+    "OTHER_WINDOW", "this model learned from its own windows and was asked to look through another"
+)
 _KINDS = {"image": IMAGE, "video": VIDEO, "audio": AUDIO, "dicom": STUDY}
 NUM_VIDEO_FRAMES = 8
 
@@ -367,7 +370,7 @@ class MultimodalProcessor(ProcessorMixin):
             sources,
             pixels,
             torch.from_numpy(views.geometry),
-            problems=views.problems,
+            problems=views.problems if part.window is None else (*views.problems, _OTHER_WINDOW),
             views=views.pixels,
             labels=views.labels,
         )

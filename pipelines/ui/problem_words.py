@@ -39,6 +39,7 @@ PROBLEMS = {
     "NO_GEOMETRY": ("place in the patient is unknown", "缺少位置或方向，影像在体内的位置未知。"),
     "NO_SPACING": ("sizes are unknown", "缺少像素间距，大小未知。"),
     "NO_STATEMENT": ("report states nothing", "报告中没有关于影像的陈述，未核对。"),
+    "OTHER_WINDOW": ("a window the model was not trained on", "所用窗位窗宽不是模型训练时的，回答不太可靠。"),
     "OUT_OF_RANGE": ("outside what was validated", "此检查超出模型的验证范围：不作所见判断，也不核对报告。"),
     "OVERLAY": ("overlay planes are not shown", "叠加层可能含有患者姓名，未显示。"),
     "OVERLAYS_REMOVED": ("overlay planes were removed", "叠加层已移除。"),

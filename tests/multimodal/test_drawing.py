@@ -37,6 +37,8 @@ def test_a_window_fills_all_channels_as_its_own_channel_of_the_models_is_filled(
     for channel in range(3):
         assert np.array_equal(asked.views[:, channel], plain.views[:, 1])
     assert {source.window for source in asked.sources if source} == {"window 40/400"}
+    codes = [[problem.code for problem in medium.problems] for medium in (plain, asked)]
+    assert codes[1] == [*codes[0], "OTHER_WINDOW"]  # it never saw such pictures
 
 
 def test_grey_levels_are_those_of_the_window(volume: Volume) -> None:

@@ -61,6 +61,17 @@ def test_what_is_seen_again_is_not_encoded_again_and_others_are(encoder: MediaEn
     assert encoder.encode([("image", _picture(0))], tenant="other")[1] == 1
 
 
+def test_what_has_the_digest_but_not_the_shape_of_another_is_encoded_and_counts_as_no_hit(
+    encoder: MediaEncoder, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multimodal.encoding.medium_digest", lambda medium: "the same")
+    spent = [encoder.encode([("audio", (speech[: 8000 * n], 16000))])[1] for n in (1, 2, 2)]
+    assert spent == [1, 1, 0]
+    totals = encoder.measures.told().totals
+    assert totals["encoder_cache_queries", "audio"] == 3
+    assert totals["encoder_cache_hits", "audio"] == 1
+
+
 def test_changed_weights_encode_anew(tiny_composite: Any) -> None:
     model, processor = tiny_composite
     encoder = MediaEncoder(model, processor)
