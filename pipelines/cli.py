@@ -6,7 +6,6 @@ Exit codes: 0 done (whatever the verdict), 1 unexpected failure, 2 wrong usage, 
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.errors import CrossReadError, InputError, MissingInput, ModelError, RemoteError
-from pipelines import pacs, space
+from pipelines import machine, pacs, space
 from pipelines.options import (
     AllowBurnedIn,
     AsJson,
@@ -28,8 +27,9 @@ from pipelines.options import (
     Model,
     Series,
     Sparsity,
-    TensorParallel,
     Workers,
+    as_text,
+    hide_progress,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ app = typer.Typer(
     help="Reads a CT study together with its report, typed or dictated. Not a medical device.",
 )
 
+app.registered_commands.extend(machine.app.registered_commands)
 app.add_typer(pacs.app, name="pacs")
 app.add_typer(space.app, name="space")
 
@@ -104,7 +105,7 @@ def read(
     from pipelines.overnight import Terms, read_folder
     from pipelines.terminal import describe_batch, describe_reading
 
-    _hide_progress()
+    hide_progress()
     if batch is not None:
         given = {"STUDY": study, "--report": report, "--dictation": dictation, "--dicom": dicom,
                  "--series": series, "--lenient": lenient}  # fmt: skip
@@ -115,7 +116,7 @@ def read(
         terms = Terms(ask, report_from_study, allow_burned_in, sparsity)
         task = pipeline("ct-report", model, device=device, sparsity=sparsity)
         done = read_folder(task, batch, out, manifest=manifest, terms=terms, workers=workers)
-        typer.echo(_json(done.to_dict()) if as_json else describe_batch(done))
+        typer.echo(as_text(done.to_dict()) if as_json else describe_batch(done))
         if done.failed:
             raise typer.Exit(EXIT_CODES[0][1])
         return
@@ -166,7 +167,7 @@ def chat(
 
     if series is not None and len(dicom or ()) != 1:
         raise typer.BadParameter("--series needs one --dicom to choose from")
-    _hide_progress()
+    hide_progress()
     with ExitStack() as open_studies:
         chosen = [
             _chosen(open_studies, study, series, lenient, allow_burned_in) for study in dicom or ()
@@ -210,9 +211,9 @@ def transcribe(
     """Turn a dictation into text."""
     from pipelines import pipeline
 
-    _hide_progress()
+    hide_progress()
     transcript = pipeline("dictation", model, device=device, sparsity=sparsity)(recording)
-    typer.echo(_json(transcript.to_dict()) if as_json else transcript.text)
+    typer.echo(as_text(transcript.to_dict()) if as_json else transcript.text)
 
 
 @app.command()
@@ -230,39 +231,9 @@ def info(
 
     with on_disk(study) as (path, _):
         found = describe(scan(path, lenient=lenient))
-    typer.echo(_json(found) if as_json else describe_study(found))
+    typer.echo(as_text(found) if as_json else describe_study(found))
     if not found["series"]:
         raise typer.Exit(EXIT_CODES[0][1])
-
-
-@app.command()
-def doctor(
-    model: Model = None,
-    device: Device = "auto",
-    sparsity: Sparsity = None,
-    objective: Annotated[
-        str | None, typer.Option(help="ttft, throughput or even; else CROSSREAD_OBJECTIVE.")
-    ] = None,
-    tensor_parallel: TensorParallel = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Tell what the engine chooses for a model on this machine, and by which measurements."""
-    from multimodal.backends import load_backend
-    from pipelines.terminal import describe_diagnosis
-
-    _hide_progress()
-    backend = load_backend(
-        model,
-        device=device,
-        sparsity=sparsity,
-        objective=objective,
-        tensor_parallel=tensor_parallel,
-    )
-    if (diagnose := getattr(backend, "diagnose", None)) is None:
-        raise typer.BadParameter("a server's engine cannot be asked; run doctor beside the model")
-    told = diagnose()
-    backend.close()
-    typer.echo(_json(told.to_dict()) if as_json else describe_diagnosis(told))
 
 
 @app.command("deidentify")
@@ -297,86 +268,9 @@ def deidentify_study(
         study, out, key=_read_key(key_file), retain=retain or (), clean=clean or (),
         allow_burned_in=allow_burned_in, watch=lambda files: tqdm(files, "files", disable=None),
     )  # fmt: skip
-    typer.echo(_json(done.to_dict()) if as_json else describe_export(done))
+    typer.echo(as_text(done.to_dict()) if as_json else describe_export(done))
     if not done.num_written:
         raise typer.Exit(EXIT_CODES[0][1])
-
-
-@app.command()
-def serve(
-    model: Model = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; others need --keys.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
-    keys: Annotated[
-        Path | None, typer.Option(help="File of tenant:sha256-of-key lines; see docs/serving.md.")
-    ] = None,
-    max_running: Annotated[
-        int,
-        typer.Option(help="Requests at work at the same time; 0 for as many as the model takes."),
-    ] = 0,
-    max_waiting: Annotated[
-        int, typer.Option(help="Requests that may wait; 0 for four times --max-running.")
-    ] = 0,
-    max_body_mib: Annotated[float, typer.Option(help="Of a request with its media.")] = 64,
-    max_upload_mib: Annotated[float, typer.Option(help="Of one file for /v1/files.")] = 1024,
-    max_total_s: Annotated[float, typer.Option(help="For a whole answer.")] = 600,
-    keep_s: Annotated[float, typer.Option(help="How long uploads and readings stay.")] = 3600,
-    media_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Host from which media may be fetched; may be repeated."),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where uploads and readings lie; replicas must share it.")
-    ] = None,
-    metrics_compat: Annotated[
-        str, typer.Option(help="vllm: also tell what vLLM tells under its names.")
-    ] = "",
-    otel: Annotated[
-        bool, typer.Option("--otel", help="Send spans by OTLP to OTEL_EXPORTER_OTLP_ENDPOINT.")
-    ] = False,
-    ray: Annotated[bool, typer.Option("--ray", help="Replicas under Ray Serve.")] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many at least.")] = 1,
-    max_replicas: Annotated[
-        int, typer.Option(help="With --ray: how many at most; 0 for --replicas.")
-    ] = 0,
-    device: Device = "auto",
-    sparsity: Sparsity = None,
-    tensor_parallel: TensorParallel = 1,
-) -> None:
-    """Serve the model over HTTP by OpenAI's protocol, with readings of CT studies beside it."""
-    from functools import partial
-
-    from multimodal.backends import load_backend
-    from multimodal.process import BackendProcess
-    from pipelines.server.keys import Keys
-    from pipelines.server.process import run_server
-    from pipelines.server.settings import Settings
-
-    _hide_progress()
-    settings = Settings(
-        max_running=max_running, max_waiting=max_waiting, max_body_mib=max_body_mib,
-        max_upload_mib=max_upload_mib, total_s=max_total_s, keep_s=keep_s, folder=folder,
-        media_hosts=frozenset(h.lower() for h in media_host or ()), metrics_compat=metrics_compat,
-        otel=otel,
-    )  # fmt: skip
-    load = partial(
-        load_backend, model, device=device, sparsity=sparsity, tensor_parallel=tensor_parallel
-    )
-    known = Keys.read(keys) if keys else None
-    tell = lambda at: typer.echo(f"listening at http://{host}:{at}/v1", err=True)  # noqa: E731
-    if not ray:
-        run_server(
-            lambda: BackendProcess(load), settings, known, host=host, port=port, listening=tell
-        )
-        return
-    from pipelines.server.cluster import run_replicas
-
-    run_replicas(
-        load, settings, known, replicas=(replicas, max_replicas or replicas), host=host, port=port,
-        listening=tell,
-    )  # fmt: skip
 
 
 def _read_key(path: Path | None) -> bytes | None:
@@ -449,7 +343,7 @@ def _say(talk: Any, history: list[Message], options: Any, as_json: bool) -> Mess
         if isinstance(event, Finished):
             text = event.text
             if as_json:
-                typer.echo(_json({"text": text, "reason": event.reason,
+                typer.echo(as_text({"text": text, "reason": event.reason,
                                   "prompt_tokens": event.usage.prompt_tokens,
                                   "new_tokens": event.usage.new_tokens}))  # fmt: skip
     if not as_json:
@@ -468,13 +362,6 @@ def _typed_lines() -> Any:
             yield line
 
 
-def _hide_progress() -> None:
-    """No bar of transformers for weights that load within a second."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
-
 def _read_text(path: Path) -> str:
     from pipelines.casebook import decoded, read_report
 
@@ -490,10 +377,6 @@ def _make_folder(out: Path) -> None:
         raise InputError(
             f"the output folder {out.name!r} cannot be made: {error.strerror}; choose another"
         ) from error
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Options that several commands share, each with its help."""
+"""What several commands share: options, each with its help, and the form of what they print."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,13 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Dtype = Annotated[
+    str,
+    typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's, on a CPU float32."),
+]
+Objective = Annotated[
+    str | None, typer.Option(help="ttft, throughput or even; else CROSSREAD_OBJECTIVE.")
+]
 Sparsity = Annotated[
     float | None, typer.Option(min=0.0, max=0.9, help="Share of MLP neurons left out per token.")
 ]
@@ -24,6 +32,13 @@ TensorParallel = Annotated[
         min=1,
         help="Processes, of a GPU each (or a core), that the layers of a model that only reads are"
         " split over.",
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Put the modules of a checkpoint of transformers on several devices: auto, balanced,"
+        " balanced_low_0, sequential, or a JSON file of modules and their devices."
     ),
 ]
 AllowBurnedIn = Annotated[
@@ -58,3 +73,15 @@ Workers = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def hide_progress() -> None:
+    """No bar of transformers for weights that load within a second."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def as_text(value: Any) -> str:
+    """JSON types as what `--json` prints."""
+    return json.dumps(value, indent=2, ensure_ascii=False)

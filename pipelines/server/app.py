@@ -50,6 +50,11 @@ class Life:
         self.failure: Exception | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the model is loaded."""
+        return self._desk is not None
+
+    @property
     def desk(self) -> Desk:
         """The work, once the model is loaded.
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 _SPARE = 32  # requests beyond a replica's places, so that it is the replica that refuses
-_MODEL = ("model", "device", "sparsity", "tensor_parallel")
+_MODEL = (
+    "model", "device", "dtype", "sparsity", "objective", "tensor_parallel", "device_map"
+)  # fmt: skip
 
 
 class Replica:
@@ -106,8 +108,8 @@ def deploy(
 def build(arguments: Mapping[str, Any]) -> Application:
     """The application by the arguments of a Serve configuration file.
 
-    `model`, `device`, `sparsity`, `tensor_parallel`, `keys` (a file), `min_replicas`, `max_replicas`,
-    `actor` and every field of `Settings`.
+    `model`, `device`, `dtype`, `sparsity`, `objective`, `tensor_parallel`, `device_map`, `keys` (a file),
+    `min_replicas`, `max_replicas`, `actor` and every field of `Settings`.
 
     Raises:
         InvalidOption: an argument that is none of those.
@@ -138,7 +140,7 @@ def run_replicas(
     replicas: tuple[int, int],
     host: str,
     port: int,
-    listening: Callable[[int], None],
+    ready: Callable[[int], None],
 ) -> None:
     """Run under Ray until told to stop: in the cluster of `RAY_ADDRESS`, else on this machine alone.
 
@@ -149,7 +151,7 @@ def run_replicas(
         replicas: the fewest and the most.
         host: address to listen at.
         port: of Ray's proxy.
-        listening: told the port once requests are taken.
+        ready: told the port once requests are answered.
 
     Raises:
         InvalidOption: Ray is not installed; an open address without keys; see also `deploy`.
@@ -169,7 +171,7 @@ def run_replicas(
         signal.signal(number, lambda *_: stop.set())
     serve.start(http_options={"host": host, "port": port})
     serve.run(application, logging_config={"enable_access_log": False})
-    listening(port)
+    ready(port)
     stop.wait()
     serve.shutdown()
     ray.shutdown()

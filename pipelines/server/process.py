@@ -33,6 +33,7 @@ def run_server(
     host: str = "127.0.0.1",
     port: int = 8000,
     listening: Callable[[int], None] = lambda _: None,
+    ready: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Serve until told to stop.
 
@@ -42,7 +43,8 @@ def run_server(
         keys: who may ask; without them the server listens to this machine only.
         host: address to listen at.
         port: 0 for any free one.
-        listening: told the port once connections are taken.
+        listening: told the port once connections are taken; the model is loaded meanwhile.
+        ready: told the port once requests are answered.
 
     Raises:
         InvalidOption: an open address without keys, or a port that cannot be had.
@@ -52,7 +54,8 @@ def run_server(
     life = Life(load, settings, keys)
     with _bound(host, port) as listener:
         server = _Server(life)
-        server.listening = lambda: listening(listener.getsockname()[1])
+        number = listener.getsockname()[1]
+        server.listening, server.ready = lambda: listening(number), lambda: ready(number)
         server.run(sockets=[listener])
     if life.failure is not None:
         raise life.failure
@@ -95,6 +98,7 @@ class _Server(uvicorn.Server):
         self._life = life
         self._draining: asyncio.Task[None] | None = None
         self.listening: Callable[[], None] = lambda: None
+        self.ready: Callable[[], None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -115,7 +119,10 @@ class _Server(uvicorn.Server):
         self.listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """End too where no model could be loaded."""
+        """Tell once the model is there; end where none could be loaded."""
+        if self.ready is not None and self._life.is_open:
+            self.ready()
+            self.ready = None
         return await super().on_tick(counter) or self._life.failure is not None
 
     def _told_to_stop(self) -> None:

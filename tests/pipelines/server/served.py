@@ -16,11 +16,14 @@ from tests.pipelines.server.running import gated_by
 
 def main(gate: str, limits: str = "{}") -> None:
 
-    def tell(port: int) -> None:
-        sys.stdout.write(f"{port}\n")
+    def tell(word: object) -> None:
+        sys.stdout.write(f"{word}\n")
         sys.stdout.flush()
 
-    run_server(lambda: gated_by(Path(gate)), Settings(**json.loads(limits)), port=0, listening=tell)
+    run_server(
+        lambda: gated_by(Path(gate)), Settings(**json.loads(limits)), port=0,
+        listening=tell, ready=lambda _: tell("ready"),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -75,8 +75,19 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error():
     def load() -> Gated:
         raise ModelNotFound("no model in 'nowhere'")
 
+    told: list[str] = []
     with pytest.raises(ModelNotFound, match="no model in 'nowhere'"):
-        run_server(load, Settings(), port=0)
+        run_server(
+            load, Settings(), port=0,
+            listening=lambda _: told.append("loading"), ready=lambda _: told.append("ready"),
+        )  # fmt: skip
+    assert told == ["loading"]  # never that it is ready
+
+
+def test_it_says_that_it_is_ready_once_the_model_is_there(tmp_path: Path):
+    with process(tmp_path / "gate") as (child, _):
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
 
 
 def test_a_port_that_is_taken_is_told():
