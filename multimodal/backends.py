@@ -312,7 +312,11 @@ class Backend(Protocol):
         ...
 
     def load(self) -> Load:
-        """How busy this backend is now."""
+        """How busy this backend is now.
+
+        Raises:
+            ModelUnavailable: it will answer no more; load it again.
+        """
         ...
 
     def novelty(self, study: Study) -> Novelty | None:
@@ -342,6 +346,7 @@ def load_backend(
     sparsity: float | None = None,
     objective: str | None = None,
     tensor_parallel: int = 1,
+    device_map: str | None = None,
 ) -> Backend:
     """The backend for a model folder, Hub id or server; None loads the shipped demo checkpoint.
 
@@ -349,12 +354,13 @@ def load_backend(
     A server is the address of an OpenAI-compatible API, `https://host/v1`, with `#name` behind it
     where it serves several models. `objective` is the engine's: "ttft", "throughput" or "even".
     `tensor_parallel` is the number of processes, of a device each, that a language model's layers are
-    split over.
+    split over. `device_map` puts the modules of a checkpoint of transformers on several devices: a plan
+    of accelerate ("auto", ...) or a JSON file.
 
     Raises:
-        InvalidOption: device, dtype, sparsity, objective or tensor_parallel for a server, an address
-            that cannot be used, sparsity for a checkpoint that is no composite, tensor_parallel for
-            a model that does more than read or with fewer devices.
+        InvalidOption: device, dtype, sparsity, objective, tensor_parallel or device_map for a server, an
+            address that cannot be used, sparsity for a checkpoint that is no composite, device_map for
+            one, tensor_parallel for a model that does more than read or with fewer devices.
         RemoteError: the server cannot be used.
         ModelNotFound: no model there.
         IncompatibleModel: a model this project cannot run.
@@ -362,10 +368,11 @@ def load_backend(
     if isinstance(model, str) and model.startswith(("http://", "https://")):
         from multimodal.remote import RemoteBackend
 
-        if (device, dtype, sparsity, objective, tensor_parallel) != ("auto", "auto", None, None, 1):
+        given = (device, dtype, sparsity, objective, tensor_parallel, device_map)
+        if given != ("auto", "auto", None, None, 1, None):
             raise InvalidOption(
                 "a server runs its model its own way: leave out device, dtype, sparsity, objective,"
-                " tensor_parallel"
+                " tensor_parallel, device_map"
             )
         return RemoteBackend(model)
     from multimodal.configuration import MultimodalConfig
@@ -378,6 +385,11 @@ def load_backend(
             raise InvalidOption(
                 "tensor_parallel is for language models that only read; leave it out for a composite"
             )
+        if device_map is not None:
+            raise InvalidOption(
+                "device_map is for checkpoints of transformers; a composite lies on one device, so leave"
+                " it out"
+            )
         return LocalBackend.from_pretrained(
             model or DEMO, device=device, dtype=dtype, sparsity=sparsity, objective=objective
         )
@@ -387,5 +399,5 @@ def load_backend(
         raise InvalidOption("sparsity is for composites; leave it out, or join one by compose()")
     return NativeBackend.from_pretrained(
         model or DEMO, device=device, dtype=dtype, objective=objective,
-        tensor_parallel=tensor_parallel,
+        tensor_parallel=tensor_parallel, device_map=device_map,
     )  # fmt: skip

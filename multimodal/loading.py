@@ -6,15 +6,19 @@ Knows no message and no request.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from encoders.errors import IncompatibleModel, InvalidMessage, ModelNotFound
+from encoders.errors import IncompatibleModel, InvalidMessage, InvalidOption, ModelNotFound
 from multimodal.configuration import MultimodalConfig
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import MultimodalProcessor
+
+PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_composite(
@@ -88,6 +92,50 @@ def device_of(name: str) -> str:
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use 'cpu' or 'auto'"
         ) from error
     return name
+
+
+def device_map_of(wanted: str) -> str | dict[str, Any]:
+    """One of accelerate's plans by its name, or the devices of modules by a JSON file.
+
+    Raises:
+        InvalidOption: neither of them.
+        InvalidMessage: a device that cannot be used here.
+    """
+    if wanted in PLANS:
+        return wanted
+    try:
+        found = json.loads(Path(wanted).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not found:
+        raise InvalidOption(
+            f"device_map is {Path(wanted).name!r}; use {', '.join(PLANS)}, or a JSON file that gives"
+            ' each module its device, as {"model.layers.0": "cuda:0", "lm_head": "cpu", ...}'
+        )
+    if "" in found and len(found) > 1:
+        raise InvalidOption(
+            'device_map gives "", the whole model, a device beside its modules; name modules only'
+        )
+    devices = set(found.values()) - {"disk"}
+    if not devices:
+        raise InvalidOption("device_map leaves all on the disk; give the model a device to run on")
+    for device in devices:
+        device_of(device)
+    return found
+
+
+def devices_of(model: Any) -> dict[str, int]:
+    """How many modules of a model lie where; empty where nobody mapped it to devices."""
+    found = getattr(model, "hf_device_map", {}).values()
+    return dict(Counter("cuda:" + str(d) if isinstance(d, int) else str(d) for d in found))
+
+
+def entrance_of(model: Any) -> Any:
+    """Where a model takes its input; of one that lies on several devices, where it computes first."""
+    devices = devices_of(model)
+    if len(devices) < 2:
+        return model.device
+    return torch.device(next((name for name in devices if name not in ("cpu", "disk")), "cpu"))
 
 
 def dtype_of(name: str) -> Any:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import ContextOverflow, IncompatibleModel
+from encoders.errors import ContextOverflow, IncompatibleModel, InvalidOption
 from multimodal.backends import (
     Capabilities,
     Estimate,
@@ -28,9 +28,9 @@ from multimodal.backends import (
 )
 from multimodal.engine.adaptive import Adaptive
 from multimodal.engine.assembly import assemble, objective_of
-from multimodal.engine.doctor import Diagnosis
+from multimodal.engine.doctor import Diagnosis, mapped
 from multimodal.engine.grammar import Grammars, JsonConstraint
-from multimodal.loading import weights_sha256
+from multimodal.loading import devices_of, weights_sha256
 from multimodal.messages import Message, Study
 from multimodal.native_engine import EngineLoop
 from multimodal.native_families import family_of
@@ -75,14 +75,21 @@ class NativeBackend:
         dtype: str = "auto",
         objective: str | None = None,
         tensor_parallel: int = 1,
+        device_map: str | None = None,
     ) -> NativeBackend:
         """Load a checkpoint's folder or Hub id; see `load_native`, and `SplitModel` for several ranks."""
         split = None
         if tensor_parallel > 1:
+            if device_map is not None:
+                raise InvalidOption(
+                    "tensor_parallel and device_map exclude each other; leave one out"
+                )
             split = SplitModel(model, tensor_parallel, device=device, dtype=dtype)
             network, processor = split.words, split.processor
         else:
-            network, processor = load_native(model, device=device, dtype=dtype)
+            network, processor = load_native(
+                model, device=device, dtype=dtype, device_map=device_map
+            )
         folder = Path(model)
         home = folder if folder.is_dir() else None
         name = folder.resolve().name if home else str(model)
@@ -93,10 +100,16 @@ class NativeBackend:
     ) -> OwnLoop | EngineLoop:
         if split is not None:
             return EngineLoop(split, split.assembled(adaptive))
+        if len(devices_of(self.model)) > 1:
+            return OwnLoop(
+                self.model, "it lies on several devices (device_map), a step after the other"
+            )
         merger, kinds = Merger(self.model, self.model), sorted(self.prompter.kinds)
         if kinds:
             try:
                 merger = merger_of(self.model, map(self.prompter.sample, kinds))
+                sample = self.prompter.sample
+                merger.try_joining([(sample(kind), sample(kind, 1)) for kind in kinds])
             except IncompatibleModel as why:
                 return OwnLoop(self.model, f"it runs by transformers' own loop: {why}")
         return EngineLoop(merger, assemble(merger.words, max_len, adaptive))
@@ -130,7 +143,8 @@ class NativeBackend:
 
     def diagnose(self) -> Diagnosis:
         """What was chosen on this machine, and why; an engine runs a few steps to see."""
-        return self.loop.diagnose()
+        told = self.loop.diagnose()
+        return replace(told, choices=(*told.choices, *mapped(self.model)))
 
     def close(self) -> None:
         """Let go of threads and memory; answers under way end as cancelled."""

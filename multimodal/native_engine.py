@@ -39,8 +39,14 @@ class EngineLoop:
         return self.engine.runner.capacity()
 
     def load(self) -> Load:
-        """How busy the engine is now."""
-        return self.engine.load()
+        """How busy the engine is now.
+
+        Raises:
+            ModelUnavailable: a part of the model is gone.
+        """
+        self._merger.check()
+        load = self.engine.load()
+        return replace(load, measured=load.measured | self._merger.measures.told())
 
     def diagnose(self) -> Diagnosis:
         """What the engine chose on this machine, and why; runs a few steps to see."""
@@ -62,6 +68,6 @@ class EngineLoop:
         encode_s = request.encode_s + time.perf_counter() - started
         stream = EventStream(lambda: self.engine.cancel(sequence))
         answer = replace(request, encode_s=encode_s).answer(stream.put, embedded.num_encoded)
-        sequence = request.sequence(embedded.embeds, embedded.content, answer.tell)
+        sequence = request.sequence(embedded.embeds, embedded.content, answer.tell, embedded.turns)
         self.engine.submit(sequence)
         return stream

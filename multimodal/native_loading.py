@@ -6,38 +6,85 @@ A multimodal one comes with its processor, one that only reads with its tokenize
 from __future__ import annotations
 
 import warnings
+import weakref
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from encoders.errors import IncompatibleModel
-from multimodal.loading import device_of, dtype_of, read_config
+from encoders.errors import IncompatibleModel, InvalidOption
+from multimodal.loading import device_map_of, device_of, dtype_of, read_config
 from multimodal.native_families import ADAPTERS
 
 
 def load_native(
-    model: str | Path, *, device: str = "auto", dtype: str = "auto", num_ranks: int = 1
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    num_ranks: int = 1,
+    device_map: str | None = None,
 ) -> tuple[Any, Any]:
     """Network and processor, on their device; "auto" is a GPU where there is one.
 
     Of an omni checkpoint the part that answers in words is loaded, not the one that speaks. `dtype`
     "auto" keeps the checkpoint's, on a CPU float32. Of several ranks of `torch.distributed` this one
-    gets its share, on its own device.
+    gets its share, on its own device. With `device_map` its modules lie on several devices, the CPU
+    and the disk among them; see `device_map_of`.
 
     Raises:
         ModelNotFound: no model there.
         IncompatibleModel: not a model that answers in words, or one that is incomplete.
+        InvalidOption: a device map that cannot be, or together with a device.
         InvalidMessage: an unknown device or dtype.
     """
+    if device_map is None:
+        network, processor = _load(model, device, dtype, num_ranks, {})
+        where = device_of(device)
+        if dtype == "auto" and where == "cpu":
+            network = network.float()
+        return (network if num_ranks > 1 else network.to(where)).eval(), processor
+    if device != "auto":
+        raise InvalidOption("device_map says where each module lies; leave device out")
+    if find_spec("accelerate") is None:
+        raise InvalidOption("device_map needs accelerate: pip install 'crossread[devices]'")
+    # weights that stay on a disk cannot be changed afterwards
+    dtype = "float32" if dtype == "auto" and device_of("auto") == "cpu" else dtype
+    with ExitStack() as held:
+        folder = held.enter_context(TemporaryDirectory(prefix="crossread-"))  # for converted ones
+        spread = {"device_map": device_map_of(device_map), "offload_folder": folder}
+        network, processor = _load(model, device, dtype, num_ranks, spread)
+        weakref.finalize(network, held.pop_all().close)
+    if not hasattr(network, "hf_device_map"):  # where one device holds it all
+        network.hf_device_map = {"": str(network.device)}
+    return network.eval(), processor
+
+
+def _load(
+    model: str | Path, device: str, dtype: str, num_ranks: int, spread: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Network and processor, complete; where they lie is still to be seen to, unless `spread` says."""
     from safetensors import SafetensorError
 
-    name, config, where = Path(model).name, read_config(model), device_of(device)
+    name, config = Path(model).name, read_config(model)
+    device_of(device)  # before the work
+    options = {"dtype": dtype_of(dtype), "output_loading_info": True, **spread}
     try:
-        network, info, processor = _load_parts(model, config, dtype_of(dtype), num_ranks)
+        network, info, processor = _load_parts(model, config, options, num_ranks)
+        if isinstance(places := spread.get("device_map"), dict):
+            from accelerate.utils import check_device_map
+
+            check_device_map(network, places)  # transformers does where there are several devices
     except ImportError as error:
         raise IncompatibleModel(
             f"{name!r} needs a library that is missing: {_first_line(error)}"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if spread and isinstance(error, ValueError):
+            raise InvalidOption(
+                f"device_map does not fit {name!r}: {_first_line(error)}"
+            ) from error
         raise IncompatibleModel(
             f"{name!r} cannot be loaded ({_first_line(error)}); download it again, whole"
         ) from error
@@ -46,13 +93,11 @@ def load_native(
             f"{name!r} lacks {len(missing)} weights, {missing[0]} first; download it again, whole"
         )
     _load_adapters(network, model, config.model_type)
-    if dtype == "auto" and where == "cpu":
-        network = network.float()
-    return (network if num_ranks > 1 else network.to(where)).eval(), processor
+    return network, processor
 
 
 def _load_parts(
-    model: str | Path, config: Any, dtype: Any, num_ranks: int
+    model: str | Path, config: Any, options: dict[str, Any], num_ranks: int
 ) -> tuple[Any, dict[str, Any], Any]:
     from transformers import (
         AutoModelForCausalLM,
@@ -65,11 +110,10 @@ def _load_parts(
         MODEL_FOR_MULTIMODAL_LM_MAPPING,
     )
 
-    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     if num_ranks > 1:
         from transformers.distributed import DistributedConfig
 
-        options["distributed_config"] = DistributedConfig(tp_size=num_ranks)
+        options = {**options, "distributed_config": DistributedConfig(tp_size=num_ranks)}
     if (thinker := getattr(config, "thinker_config", None)) is not None:
         options |= {"config": thinker, "key_mapping": {r"^thinker\.": ""}}
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:

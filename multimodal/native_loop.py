@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from encoders.errors import InvalidPixels
 from multimodal.backends import Finished, GenerateOptions, Load, Token, Usage
 from multimodal.engine import sequence as seq
 from multimodal.engine.doctor import Choice, Diagnosis, placed
+from multimodal.engine.engine import NOT_FINITE
 from multimodal.engine.sampling import pick
 from multimodal.native_families import ADAPTERS
 from multimodal.native_merging import moved
@@ -57,12 +59,16 @@ class Request:
         return Answer(put, self.tokenizer, self.options, finished)
 
     def sequence(
-        self, embeds: torch.Tensor, content: np.ndarray, tell: Callable[[seq.Outcome], bool]
+        self,
+        embeds: torch.Tensor,
+        content: np.ndarray,
+        tell: Callable[[seq.Outcome], bool],
+        turns: np.ndarray | None = None,
     ) -> seq.Sequence:
         """The request as the engine sees it."""
         return seq.Sequence(
             self.options, embeds, content, tell, self.ends, self.choices, self.constraint,
-            asked_s=self.asked_s,
+            turns, asked_s=self.asked_s,
         )  # fmt: skip
 
     @property
@@ -185,8 +191,9 @@ class OwnLoop:
         sequence.begun_s = time.monotonic()
         adapter = self._adapter_for(request.prompt)
         self._use(adapter)
-        run = self._prefill(request.prompt, cache)
+        run: _Run | None = self._prefill(request.prompt, cache)
         try:
+            assert run is not None
             for outcome in self._outcomes(run, sequence):
                 if not answer.tell(outcome):  # a stop string
                     answer.tell(seq.Ended("stop"))
@@ -195,8 +202,12 @@ class OwnLoop:
                 if any(isinstance(event, Finished) for event in events):
                     return
                 events.clear()
+        except Exception:  # passed on; a step that failed half-way left keys of some layers only
+            run = None
+            raise
         finally:
-            self._keep(run, request)
+            if run is not None:
+                self._keep(run, request)
 
     def _outcomes(self, run: _Run, sequence: seq.Sequence) -> Iterator[seq.Outcome]:
         """What becomes of a prompt that was run, token by token."""
@@ -210,6 +221,8 @@ class OwnLoop:
             if self._closed or sequence.is_late(time.monotonic()):
                 yield seq.Ended("cancelled" if self._closed else "timeout")
                 return
+            if not bool(run.logits.amax().isfinite()):
+                raise InvalidPixels(NOT_FINITE)
             (picked,) = pick(run.logits[None], [sequence])
             if picked.token in sequence.ends:
                 yield seq.Ended("stop")

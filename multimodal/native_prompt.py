@@ -155,15 +155,16 @@ class Prompter:
         except jinja2.TemplateError as error:
             raise InvalidMessage(f"{self.name} refuses the conversation: {error}") from error
 
-    def sample(self, kind: Kind) -> Prompt:
+    def sample(self, kind: Kind, seed: int = 0) -> Prompt:
         """A short prompt with a small medium of this kind, to try the model with."""
-        from PIL.Image import new
+        from PIL.Image import fromarray
 
-        picture = new("RGB", (64, 64))
+        chance = np.random.default_rng(seed)
+        picture = fromarray(chance.integers(0, 256, (64, 64, 3), np.uint8))
         if kind == "image":
             shown = self._show(Image(picture), "")
         elif kind == "audio":
-            shown = self._show(Audio(np.zeros(16000, np.float32), 16000), "")
+            shown = self._show(Audio(chance.uniform(-1, 1, 16000).astype(np.float32), 16000), "")
         else:
             shown = self._film([(picture, float(second)) for second in range(4)])
         words = {"type": "text", "text": "word"}
@@ -443,7 +444,7 @@ def _film(frames: Sequence[tuple[Any, float]], together: int) -> Shown:
     seconds = [second for _, second in frames]
     groups = (seconds[i : i + together] for i in range(0, len(seconds), together))
     sources = tuple(Source("video", seconds=(group[0], group[-1])) for group in groups)
-    return Shown("video", ((stack, told),), sources, _digest(stack))
+    return Shown("video", ((stack, told),), sources, _digest(stack, np.array(moments)))
 
 
 def _digest(*items: Any) -> str:

@@ -1,13 +1,15 @@
 """A backend in a process of its own: whatever it does, and if it dies, this process answers.
 
 Calls go over a pipe and events come back. A process that ends is started again, and everyone who
-waited for it gets an error. Knows no model.
+waited for it gets an error; so is one whose backend cannot say how busy it is. Knows no model.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -33,6 +35,7 @@ from multimodal.events import EventStream
 from multimodal.messages import Message, Study
 from multimodal.shipping import Receiver, Sender
 
+_LOG = logging.getLogger(__name__)
 HEARTBEAT_S = 0.2
 _LONGEST_PAUSE_S = 30.0  # between two starts of a process that does not come up
 _DIED = "the process that runs the model ended and is started again; ask once more"
@@ -281,9 +284,16 @@ class _Child:
                 self._ended.set()
 
     def beat(self, backend: Backend) -> None:
-        """Tell how busy the backend is, over and over."""
+        """Tell how busy the backend is, over and over; if it cannot say, it is gone, and so are we."""
         while not self._ended.is_set():
-            self.send("load", backend.load())
+            try:
+                load = backend.load()
+            except Exception as error:  # whatever it is: the parent starts another process
+                if self._ended.is_set():  # or is closing this one
+                    return
+                _LOG.error("the model is gone (%s)", type(error).__name__)
+                os._exit(1)  # at once, whoever is still at work in here
+            self.send("load", load)
             self._ended.wait(HEARTBEAT_S)
 
     def listen(self, backend: Backend) -> None:

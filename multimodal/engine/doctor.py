@@ -15,6 +15,7 @@ from multimodal.engine.engine import Engine
 from multimodal.engine.memory import bytes_per_place
 from multimodal.engine.sequence import Outcome, Picked, Scored, Sequence
 from multimodal.engine.tuning import Tuned
+from multimodal.loading import devices_of, entrance_of
 
 _PROMPTS = (16, 48, 96)  # tokens, of which steps of several sizes are tried
 _ROUNDS = 4
@@ -68,12 +69,25 @@ def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Di
 
 def placed(model: Any, bfloat16: str = "") -> tuple[Choice, ...]:
     """Where a model is and in which numbers; `bfloat16` says what that would gain on a CPU."""
-    on_cpu = model.device.type == "cpu"
+    entrance = entrance_of(model)
+    on_cpu = entrance.type == "cpu"
     why = f"exact{bfloat16}" if on_cpu else "the checkpoint's"
     return (
-        Choice("device", str(model.device), "a GPU where there is one"),
+        Choice("device", str(entrance), "a GPU where there is one"),
         Choice("dtype", str(model.dtype).removeprefix("torch."), why),
     )
+
+
+def mapped(model: Any) -> tuple[Choice, ...]:
+    """Where the modules of a model lie that was mapped to devices; nothing of any other."""
+    devices = devices_of(model)
+    if not devices:
+        return ()
+    why = (
+        "one holds it all" if len(devices) == 1 else "in the order of its modules, as memory allows"
+    )
+    lie = ", ".join(f"{name}: {count}" for name, count in sorted(devices.items()))
+    return (Choice("device map", f"modules on {lie}", f"--device-map; {why}, or as its file says"),)
 
 
 def _exercise(engine: Engine, model: Any) -> None:
@@ -94,7 +108,7 @@ def _exercise(engine: Engine, model: Any) -> None:
 
 
 def _gain(tuned: Tuned) -> str:
-    return f"; bfloat16 multiplies {tuned.bfloat16_gain:.2f} times as fast (dtype=bfloat16)"
+    return f"; bfloat16 multiplies {tuned.bfloat16_gain:.2f} times as fast (--dtype bfloat16)"
 
 
 def _why_ranks(tuned: Tuned) -> str:

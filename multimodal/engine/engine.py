@@ -23,6 +23,7 @@ from multimodal.engine.sequence import Ended, Outcome, Picked, Scored, Segment, 
 from multimodal.measures import Measures
 
 _LOG = logging.getLogger(__name__)
+NOT_FINITE = "the model answers with NaN or infinite values; check the media of this request"
 _RATE_SHARE = 0.1  # of the newest step in the measured rate
 
 
@@ -171,9 +172,7 @@ class Engine:
             if not logits.numel() or next(fine):
                 good.append((segment, logits))
             else:
-                self._fail(segment.sequence, InvalidPixels(
-                    "the model answers with NaN or infinite values; check the media of this request"
-                ))  # fmt: skip
+                self._fail(segment.sequence, InvalidPixels(NOT_FINITE))
         return good
 
     def _note(self, segment: Segment) -> None:

@@ -9,21 +9,25 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from encoders.errors import ModelUnavailable
 from multimodal.engine import sequence as seq
 from multimodal.engine.runner import PackedRunner
 
 _LEADER = 0
+GONE = "a process that runs a share of the model ended; the model has to be loaded again"
 
 
 class LeadingRunner:
     """Rank 0's runner; every other rank runs `follow` on a runner of its own.
 
-    Several threads may use it: what one does is done on all ranks before the next thing begins.
+    Several threads may use it: what one does is done on all ranks before the next thing begins. Once
+    a rank is gone, everything but `close` raises `ModelUnavailable`.
     """
 
     def __init__(self, runner: PackedRunner) -> None:
@@ -52,7 +56,9 @@ class LeadingRunner:
     def close(self, sequence: seq.Sequence, *, keep: bool) -> None:
         """See `Runner.close`."""
         with self._turn:
-            _tell("close", self._known.pop(sequence), tuple(sequence.tokens), sequence.done, keep)
+            described = (tuple(sequence.tokens), sequence.done, keep)
+            with suppress(ModelUnavailable):  # whoever waits is told of their end all the same
+                _tell("close", self._known.pop(sequence), *described)
             self._runner.close(sequence, keep=keep)
 
     def run(self, segments: Sequence[seq.Segment]) -> list[torch.Tensor | Exception]:
@@ -63,7 +69,10 @@ class LeadingRunner:
         ]
         with self._turn:
             _tell("run", described)
-            return self._runner.run(segments)
+            results = self._runner.run(segments)
+            if any(isinstance(result, Exception) for result in results):
+                _tell("ping", None)  # was it the request, or is a rank gone? then this fails too
+        return results
 
     def used(self) -> float:
         """See `Runner.used`."""
@@ -75,7 +84,7 @@ class LeadingRunner:
 
     def stop(self) -> None:
         """Let the other ranks go."""
-        with self._turn:
+        with self._turn, suppress(ModelUnavailable):
             _tell("stop")
 
 
@@ -97,7 +106,7 @@ def follow(runner: PackedRunner) -> None:
             sequence = known.pop(first)
             sequence.tokens, sequence.done = list(tokens), done
             runner.close(sequence, keep=keep)
-        else:
+        elif kind == "run":
             runner.run([_segment(known, *described) for described in first])
 
 
@@ -120,7 +129,10 @@ def _segment(
 
 
 def _tell(*message: Any) -> None:
-    dist.broadcast_object_list([message], src=_LEADER)
+    try:
+        dist.broadcast_object_list([message], src=_LEADER)
+    except RuntimeError as error:  # gloo's and NCCL's word for a peer that is not there
+        raise ModelUnavailable(GONE) from error
 
 
 def _hear() -> tuple[Any, ...]:

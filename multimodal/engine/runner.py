@@ -21,6 +21,7 @@ from multimodal.engine import sequence as seq
 from multimodal.engine.attending import ATTENTION, plan_of, register
 from multimodal.engine.cache import Pool, num_shared
 from multimodal.engine.fusing import fuse
+from multimodal.loading import devices_of
 from multimodal.rewind import can_crop, crop
 from multimodal.sparse import sparse_mlps
 
@@ -122,10 +123,10 @@ class PackedRunner:
         wanted = np.concatenate(
             [np.arange(end - s.num_logits, end) for s, end in zip(segments, ends, strict=True)]
         )
-        positions = np.concatenate([_positions(segment) for segment in segments])
+        positions = _side_by_side([_positions(segment) for segment in segments])
         output = self.model(
             inputs_embeds=self._embeds(segments), use_cache=False,
-            position_ids=torch.from_numpy(positions).to(device)[None],
+            position_ids=torch.from_numpy(positions).to(device)[..., None, :],
             logits_to_keep=torch.from_numpy(wanted).to(device),
             plan=plan_of(segments, self.pool, device),
         )  # fmt: skip
@@ -237,9 +238,8 @@ class PlainRunner:
             embeds = sequence.embeds[sequence.done : sequence.done + segment.count]
         else:
             embeds = self._embeds(segment.ids)
-        return self._step(embeds, cache, sequence.done, max(segment.num_logits, 1))[
-            : segment.num_logits
-        ]
+        logits = self._step(embeds, cache, _positions(segment), max(segment.num_logits, 1))
+        return logits[: segment.num_logits]
 
     def _run_alternatives(self, segment: seq.Segment) -> torch.Tensor:
         """Each alternative behind the prompt alone."""
@@ -250,7 +250,8 @@ class PlainRunner:
             if not can_crop(cache):
                 cache = copy.deepcopy(cache)
             embeds = self._embeds(segment.ids[at : at + count])
-            rows.append(self._step(embeds, cache, sequence.done, count))
+            own = _positions(segment)[..., at : at + count]
+            rows.append(self._step(embeds, cache, own, count))
             at += count
             if cache is sequence.place[1]:
                 crop(cache, sequence.done)
@@ -260,11 +261,13 @@ class PlainRunner:
         return self.model.get_input_embeddings()(torch.tensor(ids, device=self.model.device))
 
     def _step(
-        self, embeds: torch.Tensor, cache: DynamicCache, start: int, num_logits: int
+        self, embeds: torch.Tensor, cache: DynamicCache, positions: np.ndarray, num_logits: int
     ) -> torch.Tensor:
-        positions = torch.arange(start, start + len(embeds), device=embeds.device)[None]
-        output = self.model(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True,
-                            position_ids=positions, logits_to_keep=num_logits)  # fmt: skip
+        output = self.model(
+            inputs_embeds=embeds[None], past_key_values=cache, use_cache=True,
+            position_ids=torch.from_numpy(positions).to(embeds.device)[..., None, :],
+            logits_to_keep=num_logits,
+        )  # fmt: skip
         return output.logits[0].float()
 
 
@@ -275,9 +278,18 @@ def _filled(sequence: seq.Sequence) -> np.ndarray:
 
 
 def _positions(segment: seq.Segment) -> np.ndarray:
+    """Of a segment's rows, `[count]`, or `[3, count]` where its sequence turns in space."""
     done = segment.sequence.done
     groups = segment.groups or (segment.count,)
-    return np.concatenate([np.arange(done, done + count) for count in groups])
+    in_a_row = np.concatenate([np.arange(done, done + count) for count in groups])
+    return segment.sequence.turned(in_a_row)
+
+
+def _side_by_side(positions: Sequence[np.ndarray]) -> np.ndarray:
+    """Positions of several segments; those in a row are alike in all three where others are not."""
+    if any(own.ndim == 2 for own in positions):
+        positions = [np.broadcast_to(own, (3, own.shape[-1])) for own in positions]
+    return np.concatenate(positions, -1)
 
 
 def _check_same(model: Any, runner: PackedRunner) -> None:
@@ -289,8 +301,13 @@ def _check_same(model: Any, runner: PackedRunner) -> None:
     if reason := why_not_packed(model):
         raise IncompatibleModel(reason)
     embeds = model.get_input_embeddings()(_probe_ids(model))
+    turns = _probe_turns(model.config)
+    given = {} if turns is None else {"position_ids": torch.from_numpy(turns)[:, None]}
     try:
-        wanted = model(inputs_embeds=embeds[None]).logits[0, -1].float()
+        output = model(
+            inputs_embeds=embeds[None], **{k: v.to(model.device) for k, v in given.items()}
+        )
+        wanted = output.logits[0, -1].float()
         found = runner.probe(runner.model)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise IncompatibleModel(
@@ -307,13 +324,27 @@ def _probe_ids(model: Any) -> torch.Tensor:
     return torch.arange(_PROBE_TOKENS, device=model.device) * 7 % model.config.vocab_size
 
 
+def _probe_turns(config: Any) -> np.ndarray | None:
+    """Positions of the probe where a model turns in space: they differ, and words go on behind them."""
+    if not turns_in_space(config):
+        return None
+    turns = np.arange(_PROBE_TOKENS)[None] // np.array([[1], [2], [3]])
+    turns[:, -1] = turns[:, :-1].max() + 1
+    return turns
+
+
 def _run_probe(runner: PackedRunner) -> torch.Tensor:
     """Logits after all ids: the first chunk beside another sequence, the last id as an answer."""
     ids = _probe_ids(runner.model).tolist()
     embeds = runner.model.get_input_embeddings()(_probe_ids(runner.model))
     options = GenerateOptions(max_new_tokens=2)
-    content = np.array(ids[:-1], np.int64)
-    one, other = (seq.Sequence(options, embeds[:-1], content, bool) for _ in range(2))
+    content, turns = np.array(ids[:-1], np.int64), _probe_turns(runner.model.config)
+    one, other = (
+        seq.Sequence(
+            options, embeds[:-1], content, bool, turns=None if turns is None else turns[:, :-1]
+        )
+        for _ in range(2)
+    )
     for sequence in (one, other):
         runner.open(sequence)
     both = [seq.Segment(one, 4, 0), seq.Segment(other, 3, 0)]
@@ -322,6 +353,11 @@ def _run_probe(runner: PackedRunner) -> torch.Tensor:
     runner.forward([seq.Segment(one, len(content) - 4, 1), seq.Segment(other, 2, 0)])
     one.done, other.done = len(content), 5
     return runner.forward([seq.Segment(other, 1, 0), seq.Segment(one, 1, 1, (ids[-1],))])[1][0]
+
+
+def turns_in_space(config: Any) -> bool:
+    """Whether positions have three rows, so that media lie in time, height and width (mrope)."""
+    return "mrope_section" in (getattr(config, "rope_parameters", None) or {})
 
 
 def why_not_packed(model: Any) -> str:
@@ -335,9 +371,8 @@ def why_not_packed(model: Any) -> str:
         return f"{name} attends in a sliding window"
     if getattr(config, "kv_lora_rank", None):
         return f"{name} compresses its keys and values (MLA)"
-    if "mrope_section" in rope or rope.get("rope_type") in ("dynamic", "longrope"):
-        way = "mrope" if "mrope_section" in rope else rope["rope_type"]
-        return f"{name} turns positions in a way of its own ({way})"
-    if not getattr(model, "_supports_attention_backend", False) or hasattr(model, "hf_device_map"):
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"{name} turns positions in a way of its own ({rope['rope_type']})"
+    if not getattr(model, "_supports_attention_backend", False) or len(devices_of(model)) > 1:
         return f"{name} does not let its attention be chosen, or lies on several devices"
     return ""

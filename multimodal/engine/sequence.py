@@ -63,6 +63,8 @@ class Sequence:
         tell: takes each outcome, on the engine's thread; false ends the answer.
         ends: tokens that end an answer.
         choices: token ids to score in place of an answer.
+        turns: positions of the prompt by which rotary embeddings turn, int64 `[3, length]`, where media
+            lie in time, height and width (mrope); None where all lie in a row.
         done: positions whose keys and values are kept.
         tokens: the answer so far.
     """
@@ -74,6 +76,7 @@ class Sequence:
     ends: frozenset[int] = frozenset()
     choices: tuple[tuple[int, ...], ...] = ()
     constraint: Constraint | None = None
+    turns: np.ndarray | None = None
     done: int = 0
     reused: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -104,6 +107,15 @@ class Sequence:
     def is_prefilling(self) -> bool:
         """Whether some of the prompt has not been run."""
         return self.done < self.length
+
+    def turned(self, rows: np.ndarray) -> np.ndarray:
+        """By which positions rotary embeddings turn these, `[n]` or `[3, n]`; words go on in a row."""
+        if self.turns is None:
+            return rows
+        behind = self.turns.max() + 1 + rows - self.length
+        return np.where(
+            rows < self.length, self.turns[:, np.minimum(rows, self.length - 1)], behind
+        )
 
     def is_late(self, now_s: float) -> bool:
         """Whether it waited or ran longer than it may."""

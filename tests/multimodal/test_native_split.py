@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from encoders.errors import InvalidOption
+from encoders.errors import InvalidOption, ModelUnavailable
 from multimodal.backends import DEMO, GenerateOptions, collect, load_backend
 from multimodal.messages import user
 from multimodal.native import NativeBackend
+from multimodal.process import BackendProcess
 from tests.multimodal.test_native_answers import SHORT, reference
+from tests.waiting import wait_until
+
+ASKED = [user("Is there a nodule?")]
+NUMBERS = '{"type": "array", "items": {"type": "integer"}, "minItems": 1000}'
+ENDLESS = GenerateOptions(max_new_tokens=4000, json_schema=NUMBERS)
 
 
 @pytest.mark.slow
@@ -48,6 +55,59 @@ def test_two_ranks_answer_as_one_and_end_with_the_backend(
     others = split.loop._merger._others  # type: ignore[union-attr]
     split.close()
     assert [other.returncode for other in others] == [0]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_told_to_all_who_wait_and_the_model_comes_back(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    """kill -9 of one rank's process under load; a share alone is no model, so all ranks start again."""
+    psutil = pytest.importorskip("psutil")
+    process = BackendProcess(partial(load_backend, checkpoint("deepseek_llm"), tensor_parallel=2))
+    wanted = collect(process.generate(ASKED, SHORT)).text
+    streams = [process.generate(ASKED, ENDLESS) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    (other,) = psutil.Process(process.pid).children()
+    other.kill()
+    for stream in streams:
+        with pytest.raises(ModelUnavailable, match="ended"):
+            collect(stream)
+    wait_until(lambda: not process.alive, "it is not ready")
+    wait_until(lambda: process.restarts == 1, "it is started again")
+    process.wait_ready()
+    assert process.alive
+    assert collect(process.generate(ASKED, SHORT)).text == wanted
+    leader = psutil.Process(process.pid)
+    (follower,) = leader.children()
+    leader.kill()  # which leaves nobody behind
+    wait_until(lambda: not follower.is_running(), "the other rank has ended")
+    process.close()
+
+
+@pytest.mark.slow
+def test_without_one_of_its_ranks_a_model_in_this_process_refuses_at_once(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    pytest.importorskip("accelerate")
+    split = load_backend(checkpoint("deepseek_llm"), tensor_parallel=2)
+    stream = split.generate(ASKED, ENDLESS)
+    next(stream)
+    split.loop._merger._others[0].kill()  # type: ignore[attr-defined]
+    with pytest.raises(ModelUnavailable, match="has to be loaded again"):
+        collect(stream)
+    with pytest.raises(ModelUnavailable, match="has to be loaded again"):
+        collect(split.generate(ASKED, SHORT))
+    wait_until(lambda: _refuses(split.load), "it says so")
+    split.close()
+
+
+def _refuses(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except ModelUnavailable:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

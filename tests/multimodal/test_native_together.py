@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,23 @@ from PIL import Image as Pictures
 from encoders.dicom import Volume
 from multimodal.backends import Finished, collect
 from multimodal.engine.sequence import Segment
+from multimodal.measures import Measures
 from multimodal.messages import Audio, Image, Message, Study, Text, Video, user
 from multimodal.native import NativeBackend
 from multimodal.native_engine import EngineLoop
+from multimodal.native_loading import load_native
+from multimodal.native_merging import Merger
 from tests.multimodal.native_zoo import EVERY
 from tests.multimodal.native_zoo_more import RELATED
 from tests.multimodal.test_native_answers import SHORT, reference
 from tests.waiting import wait_until
 
-TOGETHER = ("llava_onevision", "deepseek_vl", "deepseek_vl_hybrid", "voxtral")
+TOGETHER = (
+    "llava_onevision", "deepseek_vl", "deepseek_vl_hybrid", "voxtral", "qwen2_5_vl", "qwen2_5_omni"
+)  # fmt: skip
 WHY = {
     "gemma3": "layers of sliding_attention", "gemma4_unified": "layers of sliding_attention",
-    "gemma4": "layers of sliding_attention", "qwen2_5_vl": r"in a way of its own \(mrope\)",
-    "qwen2_5_omni": r"in a way of its own \(mrope\)", "qwen3_vl": r"in a way of its own \(mrope\)",
+    "gemma4": "layers of sliding_attention", "qwen3_vl": "deepstack_visual_embeds",
     "phi4_multimodal": "merges media into the prompt itself",
 }  # fmt: skip
 
@@ -87,6 +92,134 @@ def test_mixed_requests_at_once_are_answered_as_transformers_answers_each(
     assert [answer.usage.encoded_media for answer in finished] == [
         sum(not isinstance(part, Text) for part in turns[0].parts) for turns in asked
     ]
+
+
+SEE_TOGETHER = (
+    "llava_onevision",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
+    "qwen2_5_vl",
+    "qwen2_5_omni",
+)
+
+
+def merger_in(backend: NativeBackend) -> Merger:
+    assert isinstance(backend.loop, EngineLoop)
+    assert isinstance(backend.loop._merger, Merger)
+    return backend.loop._merger
+
+
+def encoded_together(
+    backend: NativeBackend, asked: Sequence[list[Message]]
+) -> list[Finished | Exception]:
+    """Answers of requests whose media have all come before the first is encoded."""
+    merger = merger_in(backend)
+    merger.forget()
+    merger.measures = Measures()
+    told: dict[int, Finished | Exception] = {}
+
+    def ask(index: int) -> None:
+        try:
+            told[index] = collect(backend.generate(asked[index], SHORT))
+        except Exception as error:
+            told[index] = error
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+    with merger._turn:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(merger._waiting) == len(asked), "all came")
+    for thread in threads:
+        thread.join()
+    return [told[i] for i in range(len(asked))]
+
+
+def batches(backend: NativeBackend) -> tuple[int, float]:
+    """How many there were, and how many media in all."""
+    sizes = backend.load().measured.spreads["encoder_batch_size", ""]
+    return sizes.count, sizes.total
+
+
+def turned(picture: Pictures.Image) -> list[Pictures.Image]:
+    return [picture.rotate(90 * n) for n in range(4)]
+
+
+@pytest.mark.parametrize("family", SEE_TOGETHER)
+def test_pictures_of_several_requests_are_encoded_at_once_and_exactly(
+    native: Callable[[str], NativeBackend], picture: Pictures.Image, family: str
+) -> None:
+    backend = native(family)
+    asked = [[user(Image(seen), "What is it?")] for seen in turned(picture)]
+    alone = [reference(backend, turns) for turns in asked]
+    told = encoded_together(backend, asked)
+    assert [answer.text for answer in told if isinstance(answer, Finished)] == alone
+    assert len(set(alone)) > 1
+    assert batches(backend) == (1, 4)
+    totals = backend.load().measured.totals
+    assert totals["encoder_cache_queries", "image"] == 4
+    assert ("encoder_cache_hits", "image") not in totals
+
+
+@pytest.mark.parametrize("family", ["voxtral", "qwen2_5_omni"])
+def test_sound_of_several_requests_is_encoded_at_once_and_exactly(
+    native: Callable[[str], NativeBackend], speech: np.ndarray, family: str
+) -> None:
+    backend = native(family)
+    heard = [speech, speech[::-1].copy(), np.roll(speech, 4000)]
+    asked = [[user(Audio(sound, 16000), "Transcribe it.")] for sound in heard]
+    alone = [reference(backend, turns) for turns in asked]
+    told = encoded_together(backend, asked)
+    assert [answer.text for answer in told if isinstance(answer, Finished)] == alone
+    assert batches(backend) == (1, 3)
+
+
+def test_media_of_another_shape_or_too_large_together_are_encoded_apart(
+    native: Callable[[str], NativeBackend], picture: Pictures.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = native("llava_onevision")
+    wide = picture.resize((200, 40))  # another number of tiles
+    asked = [[user(Image(seen), "?")] for seen in (*turned(picture)[:2], wide)]
+    alone = [reference(backend, turns) for turns in asked]
+    told = encoded_together(backend, asked)
+    assert [answer.text for answer in told if isinstance(answer, Finished)] == alone
+    assert batches(backend) == (2, 3)
+    monkeypatch.setattr("multimodal.native_merging._JOINED_BYTES", 1)
+    encoded_together(backend, asked)
+    assert batches(backend) == (3, 3)
+
+
+def test_one_medium_that_cannot_be_encoded_fails_alone(
+    native: Callable[[str], NativeBackend], picture: Pictures.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = native("deepseek_vl")
+    plain = merger_in(backend).handed
+
+    def handed(tensors: Any, door: Any = None) -> Any:
+        pixels = tensors["pixel_values"]
+        if bool((pixels.amax((2, 3)) == pixels.amin((2, 3))).all(1).any()):
+            raise RuntimeError("an even grey breaks this tower")
+        return plain(tensors, door)
+
+    asked = [[user(Image(seen), "What is it?")] for seen in turned(picture)]
+    alone = [reference(backend, turns) for turns in asked]
+    monkeypatch.setattr(merger_in(backend), "handed", handed)
+    grey = [user(Image(Pictures.new("RGB", (64, 64), (9, 9, 9))), "What is it?")]
+    told = encoded_together(backend, [*asked[:2], grey, *asked[2:]])
+    failed = told.pop(2)
+    assert isinstance(failed, RuntimeError)
+    assert [answer.text for answer in told if isinstance(answer, Finished)] == alone
+    assert not merger_in(backend)._under_way
+
+
+def test_a_tower_that_mixes_what_it_sees_is_not_shown_several_at_once(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    """Found by trying when it is loaded."""
+    model, processor = load_native(checkpoint("deepseek_vl"))
+    model.model.aligner.register_forward_hook(lambda module, args, out: out - out.mean(0))
+    backend = NativeBackend(model, processor)
+    assert not merger_in(backend).joins
+    backend.close()
 
 
 def test_they_are_decoded_in_the_same_steps(
