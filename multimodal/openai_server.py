@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,7 +114,7 @@ class OpenAIServer:
             ContextOverflow: the server says that the prompt is too long.
             RemoteError: it cannot be reached, refuses, takes too long or answers nonsense.
         """
-        patience, started = self._patience, time.monotonic()
+        patience, started = self._patience, monotonic()
         for attempt in range(1, patience.attempts + 1):
             begun = False
             try:
@@ -126,11 +126,11 @@ class OpenAIServer:
                 wait_s = error.wait_s
                 if wait_s is None:
                     wait_s = patience.backoff_s * 2 ** (attempt - 1)
-                left_s = started + patience.first_token_s - time.monotonic()
+                left_s = started + patience.first_token_s - monotonic()
                 too_long = wait_s > min(patience.longest_wait_s, left_s)
                 if begun or too_long or attempt == patience.attempts:
                     raise
-                time.sleep(wait_s)
+                sleep(wait_s)
 
     @contextmanager
     def sensible(self) -> Iterator[None]:
@@ -159,7 +159,7 @@ class OpenAIServer:
 
     def _check_time(self, started: float, begun: bool) -> None:
         limit_s = self._patience.total_s if begun else self._patience.first_token_s
-        if time.monotonic() - started > limit_s:
+        if monotonic() - started > limit_s:
             what = "its answer" if begun else "the first token"
             raise TimedOut(f"{self.host} took longer than {limit_s:g} s for {what}")
 

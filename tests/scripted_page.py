@@ -13,7 +13,7 @@ from typing import Any
 
 from multimodal.backends import Finished, GenerateOptions, Token, Usage
 from multimodal.messages import Message
-from pipelines.ui import build_app, launch_options
+from pipelines.ui import build_app, guarding, launch_options
 from tests.makers import FakeBackend
 
 LIMITS = {
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int)
     options: Any = parser.parse_args()
+    guarding.GRACE_S = 0.5
     page = build_app(ScriptedBackend(answers={"hello": "good day"}))
     page.launch(server_name="127.0.0.1", server_port=options.port, quiet=True, **launch_options())
 

@@ -134,15 +134,21 @@ def _shared_memory() -> Iterator[int]:
 
 
 class _Watch:
-    """Ends the processes that do not answer in time: a thread for all, a timer each cost too much."""
+    """Ends the processes that do not answer in time: a thread for all, a timer each cost too much.
+
+    The thread ends at the first look that finds nothing to wait for.
+    """
 
     def __init__(self) -> None:
         self._due: dict[_Process, float] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._look, name="dicom-watch", daemon=True).start()
+        self._looking = False
 
     def expect(self, process: _Process, limit_s: float) -> None:
         with self._lock:
+            if not self._looking:
+                threading.Thread(target=self._look, name="dicom-watch", daemon=True).start()
+                self._looking = True
             self._due[process] = time.monotonic() + limit_s
 
     def forget(self, process: _Process) -> None:
@@ -150,12 +156,14 @@ class _Watch:
             self._due.pop(process, None)
 
     def _look(self) -> None:
-        while True:
+        looking = True
+        while looking:
             time.sleep(_LOOK_S)
             with self._lock:
                 for process, due in self._due.items():
                     if time.monotonic() > due:
                         process.overdue()
+                looking = self._looking = bool(self._due)
 
 
 @cache

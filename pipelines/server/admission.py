@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from multimodal.backends import Usage
 from pipelines.server.failures import ApiError
@@ -79,7 +79,7 @@ class Admission:
 
     def busy_s(self) -> float:
         """How long requests have been running without a pause."""
-        return time.monotonic() - self._busy_since if self.running else 0.0
+        return monotonic() - self._busy_since if self.running else 0.0
 
     async def until_empty(self) -> None:
         """Wait for the last request to leave."""
@@ -116,7 +116,7 @@ class Ticket:
         self._admission, self.tenant = admission, tenant
         self._holders, self.tokens, self.trace = 1, 0, Trace()
         self._last: list[Callable[[], None]] = []
-        self.entered, self.started = time.monotonic(), 0.0
+        self.entered, self.started = monotonic(), 0.0
         admission.waiting += 1
         admission._count(tenant, 1)
 
@@ -152,7 +152,7 @@ class Ticket:
                 504, f"no turn within {limit_s:g} s; try again later", "queue_timeout",
                 retry_after_s=admission.retry_after_s,
             ) from None  # fmt: skip
-        self.started = time.monotonic()
+        self.started = monotonic()
         self._stop_waiting()
         if not admission.running:
             admission._busy_since = self.started
@@ -175,7 +175,7 @@ class Ticket:
         if self.started:
             admission.running -= 1
             admission._turns.release()
-            admission._service_s.add(time.monotonic() - self.started)
+            admission._service_s.add(monotonic() - self.started)
         else:
             self._stop_waiting()
         admission._count(self.tenant, -1)

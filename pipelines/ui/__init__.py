@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from multimodal.backends import Backend, load_backend
 from pipelines.ui.endpoints import build_endpoints, health
-from pipelines.ui.guarding import Guard, visitor_of
+from pipelines.ui.guarding import Guard
 from pipelines.ui.playground import CSS as PLAYGROUND_CSS
 from pipelines.ui.playground import build_playground
 from pipelines.ui.reading_room import CSS as READING_ROOM_CSS
@@ -85,16 +85,6 @@ def build_app(model: str | Backend | None = None) -> gr.Blocks:
             build_reading_room(page, backend)
         with gr.Tab(say("playground")):
             build_playground(backend)
-        page.load(_arrive, api_visibility="private", queue=False, show_progress="hidden")
-        page.unload(_leave)
+        page.unload(close_studies)
     page.queue(max_size=limits.max_waiting, default_concurrency_limit=limits.num_at_once)
     return page
-
-
-def _arrive(request: gr.Request) -> None:
-    all_visitors().arrive(visitor_of(request.headers))
-
-
-def _leave(request: gr.Request) -> None:
-    all_visitors().leave(visitor_of(request.headers))
-    close_studies()

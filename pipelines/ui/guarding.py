@@ -1,14 +1,17 @@
 """The middleware before Gradio: no visitor gets or names another's files, or sends too many.
 
-What the server answers is read for the files it names, which are the visitor's from then on.
+What the server answers is read for the files it names, which are the visitor's from then on. A
+tab is open while its heartbeat is: the connection that Gradio's page holds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, nullcontext
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -17,7 +20,9 @@ from pipelines.ui.visitors import Visitors
 from pipelines.ui.words import told_in
 
 COOKIE = "crossread_visitor"
+GRACE_S = 30.0  # files stay so long after a browser's last tab: a reload leaves, then arrives
 _FILE = re.compile(r"/file[=/](.*)$", re.DOTALL)
+_HEARTBEAT = re.compile(r"/heartbeat/[^/]+$")
 _MAX_BODY_BYTES = 64 * 2**20  # of what is no upload; a tool's call holds its file
 _MULTIPART_BYTES = 4096  # boundary and headers of a file, at most
 
@@ -49,7 +54,18 @@ class Guard:
         if refusal is not None:
             await _refuse(send, *refusal, headers)
             return
-        await self.app(scope, receive, self._watched(scope, send, visitor, headers))
+        with self._tab(visitor) if _HEARTBEAT.search(path) else nullcontext():
+            await self.app(scope, receive, self._watched(scope, send, visitor, headers))
+
+    @contextmanager
+    def _tab(self, visitor: str) -> Iterator[None]:
+        self.visitors.arrive(visitor)
+        try:
+            yield
+        finally:
+            departure = self.visitors.leave(visitor)
+            loop = asyncio.get_running_loop()
+            loop.call_later(GRACE_S, self.visitors.let_go, visitor, departure)
 
     def _refusal(
         self, visitor: str, path: str, headers: Mapping[str, str]

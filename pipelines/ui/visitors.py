@@ -3,7 +3,7 @@
 A file belongs to who sent it and to whom the server named it. Browsers are told apart by a cookie;
 programs without one are a single visitor, "", whose files are guarded from each other only by
 paths that cannot be guessed. `pipelines.ui.guarding` asks here before Gradio serves or takes a
-file. Knows no study and no request.
+file and tells of tabs that come and go. Knows no study and no request.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Visitors:
         self._owners: defaultdict[Path, set[str]] = defaultdict(set)
         self._sent: defaultdict[str, dict[Path, int]] = defaultdict(dict)
         self._tabs: Counter[str] = Counter()
+        self._departures: dict[str, object] = {}
         self._swept_s = time.monotonic()
 
     def inside(self, path: str) -> Path | None:
@@ -67,14 +68,24 @@ class Visitors:
         """A tab was opened."""
         with self._lock:
             self._tabs[visitor] += 1
+            self._departures.pop(visitor, None)
 
-    def leave(self, visitor: str) -> None:
-        """A tab was closed; with a browser's last one its files go."""
+    def leave(self, visitor: str) -> object:
+        """A tab was closed; returned is what `let_go` is to be given a while later."""
+        departure = object()
         with self._lock:
             self._tabs[visitor] -= 1
-            if not visitor or self._tabs[visitor] > 0:
+            if not self._tabs[visitor]:
+                del self._tabs[visitor]
+                self._departures[visitor] = departure
+        return departure
+
+    def let_go(self, visitor: str, departure: object) -> None:
+        """Delete a browser's files, if that was its last tab and none has been opened since."""
+        with self._lock:
+            if not visitor or self._departures.get(visitor) is not departure:
                 return
-            del self._tabs[visitor]
+            del self._departures[visitor]
             files = [file for file, owners in self._owners.items() if visitor in owners]
             for file in files:
                 self._owners[file].discard(visitor)

@@ -13,6 +13,7 @@ from pipelines.ui.words import TABLE
 from tests.browser.test_playground import enter, say
 from tests.browser.test_reading_room import shows
 from tests.scripted_page import HOSTILE
+from tests.waiting import wait_until
 
 NAME = "<img src=x onerror=document.title=3>.png"
 BUSY = re.compile(r"currently busy|Queue is full|Many people", re.IGNORECASE)
@@ -22,6 +23,7 @@ BUSY = re.compile(r"currently busy|Queue is full|Many people", re.IGNORECASE)
 def page(open_page: Callable[..., Any], scripted_url: str) -> Iterator[Any]:
     """The scripted app, whose title no words may have changed in the end."""
     page = open_page(scripted_url)
+    page.wait_for_function("document.title == 'CrossRead'")
     yield page
     assert page.title() == "CrossRead"
     assert page.locator('img[src="x"]').count() == 0
@@ -114,12 +116,13 @@ def test_a_file_that_is_too_large_is_refused_with_a_reason(
 
 
 def test_a_visitors_files_go_when_the_last_tab_is_closed(
-    page: Any, scripted_url: str, tmp_path: Path, console: list[str]
+    open_page: Callable[..., Any], scripted_url: str, tmp_path: Path, console: list[str]
 ):
     """Seen by a second tab of the same browser at first, and by nobody in the end."""
     from PIL import Image
 
     Image.new("RGB", (8, 8), "teal").save(tmp_path / "own.png")
+    page = open_page(scripted_url)
     talk = enter(page)
     attach(page, tmp_path / "own.png")
     page.locator(".thumbnail-image, .thumbnail-item").first.wait_for()
@@ -129,16 +132,10 @@ def test_a_visitors_files_go_when_the_last_tab_is_closed(
     context = page.context
     assert context.request.get(address).status == 200
     other = context.new_page()
-    other.goto(scripted_url)
-    other.get_by_role("tab", name=TABLE["playground"][0]).wait_for()
+    with other.expect_response(re.compile("/heartbeat/")):  # by then the server counts it
+        other.goto(scripted_url)
     page.goto("about:blank")
     assert context.request.get(address).status == 200
     other.goto("about:blank")
-    for _ in range(100):
-        if (status := context.request.get(address).status) == 403:
-            break
-        page.wait_for_timeout(200)
-    assert status == 403
-    page.goto(scripted_url)
-    page.get_by_role("tab", name=TABLE["playground"][0]).wait_for()
+    wait_until(lambda: context.request.get(address).status == 403, "nobody has the file")
     console.clear()  # of the pages that were left: their streams broke off

@@ -234,7 +234,7 @@ def test_an_answer_outside_the_choices_is_told(model_server: ScriptedServer) -> 
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds slept between requests, without sleeping."""
     slept: list[float] = []
-    monkeypatch.setattr("multimodal.openai_server.time.sleep", slept.append)
+    monkeypatch.setattr("multimodal.openai_server.sleep", slept.append)
     return slept
 
 

@@ -217,7 +217,7 @@ def test_the_volume_used_longest_ago_makes_room(phantom_series: Path):
 
 def test_a_volume_nobody_fetches_is_dropped(phantom_series: Path, monkeypatch: pytest.MonkeyPatch):
     now = 0.0
-    monkeypatch.setattr("pipelines.ui.viewer.time.monotonic", lambda: now)
+    monkeypatch.setattr("pipelines.ui.viewer.monotonic", lambda: now)
     kept = Shelf()
     token = kept.put(load_volume(phantom_series))["token"]
     now = viewer.KEEP_S

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.strategies import DataObject, data, sampled_from
 
+from pipelines.ui import guarding
+from pipelines.ui.settings import page_settings
 from pipelines.ui.visitors import Visitors
 from tests.served import ROOT
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -69,11 +78,113 @@ def test_files_go_with_the_last_tab_and_not_with_another(visitors: Visitors):
     visitors.arrive("anna")
     visitors.arrive("anna")
     file = sent_by(visitors, "anna", "a")
-    visitors.leave("anna")
+    visitors.let_go("anna", visitors.leave("anna"))
     assert file.exists()
-    visitors.leave("anna")
+    visitors.let_go("anna", visitors.leave("anna"))
     assert not file.parent.exists()
     assert not visitors.may_have("anna", str(file))
+
+
+def test_a_reload_of_the_only_tab_keeps_the_files(visitors: Visitors):
+    """It leaves before it arrives, and what is left for good is told from that by time alone."""
+    visitors.arrive("anna")
+    file = sent_by(visitors, "anna", "a")
+    first = visitors.leave("anna")
+    visitors.arrive("anna")
+    second = visitors.leave("anna")
+    visitors.let_go("anna", first)
+    assert visitors.may_have("anna", str(file))
+    visitors.let_go("anna", second)
+    assert not file.exists()
+
+
+class Comings(RuleBasedStateMachine):
+    """Tabs of two visitors in any order, time passing between; what must hold is said by a diary."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = TemporaryDirectory()
+        self.visitors = Visitors(Path(self.folder.name))
+        self.tabs = {"anna": 0, "ben": 0}
+        self.left_for_good: dict[str, int] = {}  # number of the departure that left none open
+        self.departures: list[tuple[str, int, object]] = []
+        self.files: dict[str, list[Path]] = {"anna": [], "ben": []}
+        self.num_sent = 0
+
+    @rule(who=sampled_from(["anna", "ben"]))
+    def a_tab_arrives_and_sends(self, who: str) -> None:
+        self.visitors.arrive(who)
+        self.tabs[who] += 1
+        self.left_for_good.pop(who, None)
+        self.num_sent += 1
+        self.files[who].append(sent_by(self.visitors, who, str(self.num_sent)))
+
+    @precondition(lambda self: any(self.tabs.values()))
+    @rule(data=data())
+    def a_tab_leaves(self, data: DataObject) -> None:
+        who = data.draw(sampled_from([one for one, open_ in self.tabs.items() if open_]))
+        number = len(self.departures)
+        self.departures.append((who, number, self.visitors.leave(who)))
+        self.tabs[who] -= 1
+        if not self.tabs[who]:
+            self.left_for_good[who] = number
+
+    @precondition(lambda self: self.departures)
+    @rule(data=data())
+    def a_grace_is_over(self, data: DataObject) -> None:
+        who, number, departure = data.draw(sampled_from(self.departures))
+        self.visitors.let_go(who, departure)
+        if self.left_for_good.get(who) == number:
+            del self.left_for_good[who]
+            assert not any(file.exists() for file in self.files[who])
+            self.files[who] = []
+
+    @invariant()
+    def nobody_else_loses_anything(self) -> None:
+        for who, files in self.files.items():
+            assert all(self.visitors.may_have(who, str(file)) for file in files)
+            assert self.visitors.sent(who)[0] == len(files)
+
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
+
+TestComings = Comings.TestCase
+TestComings.settings = settings(max_examples=30, stateful_step_count=20)
+
+
+def test_a_tab_is_open_while_its_heartbeat_is(visitors: Visitors, monkeypatch: pytest.MonkeyPatch):
+    """Nothing that may come late or never, as the page's own events, counts or uncounts it."""
+    monkeypatch.setattr(guarding, "GRACE_S", 0.0)
+    file = sent_by(visitors, "anna", "a")
+    headers = [(b"cookie", f"{guarding.COOKIE}=anna".encode())]
+    scope = {"type": "http", "method": "GET", "headers": headers}
+
+    async def check() -> None:
+        closed = [asyncio.Event(), asyncio.Event()]
+        tabs = iter(closed)
+
+        async def page(scope: Any, receive: Any, send: Any) -> None:
+            await next(tabs).wait()
+
+        async def nothing(*message: Any) -> Any:
+            raise AssertionError("neither asked nor answered")
+
+        guard = guarding.Guard(page, visitors, page_settings())
+        opened = [
+            asyncio.create_task(
+                guard({**scope, "path": f"/gradio_api/heartbeat/{k}"}, nothing, nothing)
+            )
+            for k in range(2)
+        ]
+        for tab, ends in zip(opened, closed, strict=True):
+            assert file.exists()
+            ends.set()
+            await tab
+        while file.exists():
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(check(), PATIENCE_S))
 
 
 def test_what_two_have_sent_goes_with_neither_alone(visitors: Visitors):
@@ -81,7 +192,7 @@ def test_what_two_have_sent_goes_with_neither_alone(visitors: Visitors):
     for visitor in ("anna", "ben"):
         visitors.arrive(visitor)
         file = sent_by(visitors, visitor, "same")
-    visitors.leave("anna")
+    visitors.let_go("anna", visitors.leave("anna"))
     assert file.exists()
     assert visitors.may_have("ben", str(file))
     assert not visitors.may_have("anna", str(file))
@@ -90,7 +201,7 @@ def test_what_two_have_sent_goes_with_neither_alone(visitors: Visitors):
 def test_programs_files_stay_until_they_are_old(visitors: Visitors):
     visitors.arrive("")
     file = sent_by(visitors, "", "a")
-    visitors.leave("")
+    visitors.let_go("", visitors.leave(""))
     assert file.exists()
     visitors.sweep(max_age_s=60)
     assert file.exists()

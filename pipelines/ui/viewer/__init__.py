@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipelines.ui.uploads import KEEP_S
@@ -42,7 +42,7 @@ class Shelf:
         """Keep a volume; what comes back tells a browser how to fetch and draw it."""
         token, held = secrets.token_urlsafe(24), shown(volume)
         with self._lock:
-            self._held[token] = (held, time.monotonic())
+            self._held[token] = (held, monotonic())
             self._clear()
         return {**describe(held), "token": token}
 
@@ -52,7 +52,7 @@ class Shelf:
             self._clear()
             if token not in self._held:
                 return None
-            self._held[token] = (self._held[token][0], time.monotonic())
+            self._held[token] = (self._held[token][0], monotonic())
             self._held.move_to_end(token)
             return self._held[token][0]
 
@@ -63,7 +63,7 @@ class Shelf:
 
     def _clear(self) -> None:
         """Drop what is old, then what is too much; the newest stays whatever its size."""
-        now = time.monotonic()
+        now = monotonic()
         for token in [t for t, (_, used) in self._held.items() if now - used > KEEP_S]:
             del self._held[token]
         while len(self._held) > 1 and self._bytes() > self._max_bytes:

@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from encoders.dicom.decoding import Job
 from encoders.dicom.pixels import read_pixels
 from encoders.errors import UnreadableFile
 from tests.encoders.dicom.test_pixels import RNG, VALUES, encoded, slices, write
+from tests.waiting import wait_until
 
 
 def test_decoder_that_does_not_answer_is_killed_and_the_next_frame_is_read(
@@ -38,6 +40,20 @@ def test_decoder_that_does_not_answer_is_killed_and_the_next_frame_is_read(
         process.ask(job, codestream, 0.5)
     assert not process.alive()
     assert np.array_equal(read_pixels(file).stored, VALUES)
+
+
+def test_no_thread_stays_to_look_for_late_processes_when_none_is_awaited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that looked for ever woke each second and met what other tests had put in place of time."""
+    monkeypatch.setattr(decoder, "_LOOK_S", 0.01)
+    file = slices(write(tmp_path / "a.dcm", encoded(JPEG2000Lossless)))[0]
+    for _ in range(2):  # and the next frame is watched again
+        assert np.array_equal(read_pixels(file).stored, VALUES)
+        wait_until(
+            lambda: all(thread.name != "dicom-watch" for thread in threading.enumerate()),
+            "nobody watches",
+        )
 
 
 def test_decoding_that_uses_up_its_cpu_time_ends_inside_any_code() -> None:

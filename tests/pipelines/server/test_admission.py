@@ -68,7 +68,7 @@ def test_turns_come_in_the_order_of_coming():
 def test_retry_after_is_the_backlog_at_the_measured_rate(monkeypatch: pytest.MonkeyPatch):
     async def check() -> None:
         now = [0.0]
-        monkeypatch.setattr("pipelines.server.admission.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("pipelines.server.admission.monotonic", lambda: now[0])
         admission = Admission(settings(max_running=2, max_waiting=6))
         first = admission.enter("a")
         now[0] = 1.0
