@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-START_S = 120  # a busy machine imports torch and gradio for a while
+START_S = 240  # a busy machine imports torch and gradio for a while
 
 
 def free_port() -> int:
@@ -61,7 +61,7 @@ def await_answer(url: str, server: subprocess.Popen[Any]) -> None:
     while time.monotonic() < deadline:
         assert server.poll() is None, f"the app ended with {server.returncode}"
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(url, timeout=60).close()
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.2)
         else:

@@ -38,34 +38,6 @@ def is_soft(kernel: str) -> bool | None:
     return int(siemens[1]) < 50 if siemens else None
 
 
-def choose(series: Sequence[Series]) -> tuple[int, str]:
-    """The index of the series to open, and why it and not another. There must be one."""
-    longest = max((_extent(s) for s in series if _is_volume_of(s, "CT")), default=0.0)
-    wishes: list[tuple[str, Callable[[Series], int]]] = [
-        ("a picture of the patient, no screen or localizer", lambda s: s.kind in _PATIENT),
-        ("a CT volume", lambda s: _is_volume_of(s, "CT")),
-        ("a volume", lambda s: s.is_volume),
-        ("no short test series", lambda s: _extent(s) >= longest / 4),
-        ("original, no reformat", lambda s: s.kind == "image" and _is_original(s)),
-        ("axial", lambda s: s.info.plane == "axial"),
-        ("softest kernel", lambda s: (False, None, True).index(is_soft(s.info.kernel))),
-        ("1 to 5 mm", lambda s: 1 <= _thickness(s) <= 5),
-        ("most slices", lambda s: len(s.files)),
-    ]
-    left = list(range(len(series)))
-    met = []
-    for name, wish in wishes:
-        marks = {i: int(wish(series[i])) for i in left}
-        best = max(marks.values())
-        kept = [i for i in left if marks[i] == best]
-        if best and len(kept) < len(left):
-            met.append(name)
-        left = kept
-    if len(series) == 1:
-        return left[0], "the only series"
-    return left[0], f"of {len(series)} series: " + (", ".join(met) or "the first")
-
-
 _PATIENT = ("image", "reformat")
 
 
@@ -85,3 +57,35 @@ def _thickness(series: Series) -> float:
     if series.info.slice_thickness_mm:
         return series.info.slice_thickness_mm
     return _extent(series) / max(len(series.files) - 1, 1)
+
+
+# what is wished for, in its order, and how far a series is it; some look at the longest of CT
+WISHES: dict[str, Callable[[Series, float], float]] = {
+    "a picture of the patient, no screen or localizer": lambda s, _: s.kind in _PATIENT,
+    "a CT volume": lambda s, _: _is_volume_of(s, "CT"),
+    "a volume": lambda s, _: s.is_volume,
+    "no short test series": lambda s, longest: _extent(s) >= longest / 4,
+    "original, no reformat": lambda s, _: s.kind == "image" and _is_original(s),
+    "axial": lambda s, _: s.info.plane == "axial",
+    "softest kernel": lambda s, _: (False, None, True).index(is_soft(s.info.kernel)),
+    "1 to 5 mm": lambda s, _: 1 <= _thickness(s) <= 5,
+    "most slices": lambda s, _: len(s.files),
+}
+
+
+def choose(series: Sequence[Series]) -> tuple[int, tuple[str, ...]]:
+    """The index of the series to open, and the wishes that it and not every other meets.
+
+    There must be one.
+    """
+    longest = max((_extent(s) for s in series if _is_volume_of(s, "CT")), default=0.0)
+    left = list(range(len(series)))
+    met = []
+    for name, wish in WISHES.items():
+        marks = {i: wish(series[i], longest) for i in left}
+        best = max(marks.values())
+        kept = [i for i in left if marks[i] == best]
+        if best and len(kept) < len(left):
+            met.append(name)
+        left = kept
+    return left[0], tuple(met)

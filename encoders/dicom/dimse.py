@@ -20,9 +20,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.receiver import Rules, Shelf, storage_contexts
 from encoders.dicom.remote import require_keywords
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.tls import Tls
 from encoders.errors import InputError, Refused, TimedOut, Unreachable
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from xml.etree import ElementTree
 
-from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.results import MANUFACTURER
+from encoders.dicom.silence import quiet_pydicom
 from encoders.errors import UnreadableFile
 from encoders.features import Problem
 

@@ -19,10 +19,11 @@ import numpy as np
 from encoders.dicom.burned_in import Box, shows_face
 from encoders.dicom.confidentiality import CLEAN, RETAIN, Profile
 from encoders.dicom.deidentify import Deidentifier
-from encoders.dicom.header import SliceFile, open_origin, quiet_pydicom, read_header
+from encoders.dicom.header import SliceFile, open_origin, read_header
 from encoders.dicom.intake import Member, Origin, members
 from encoders.dicom.pixels import inflate, read_pixels
 from encoders.dicom.pseudonyms import MIN_KEY_BYTES, Pseudonyms
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.vocabulary import shown_name
 from encoders.dicom.write import ROOT_UID
 from encoders.errors import CrossReadError, InvalidOption, MissingInput, UnsafeOutput

@@ -7,11 +7,8 @@ are kept to put slices together and never told.
 from __future__ import annotations
 
 import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -183,28 +180,6 @@ def open_origin(source: Origin, prefix: bytes = b"") -> io.BytesIO | Path:
         return source
     data = source if isinstance(source, bytes) else source.read_bytes()
     return io.BytesIO(prefix + data)
-
-
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Values are taken as they are, and no warning or log line of the libraries quotes them.
-
-    What is wrong with a file is told as a `Problem`; pydicom's own words may hold identifiers, and
-    highdicom logs the UIDs of what it copies from.
-    """
-    from pydicom.config import disable_value_validation
-
-    logs = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    before = [log.level for log in logs]
-    with disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for log in logs:
-                log.setLevel(logging.CRITICAL + 1)  # of their children too
-            yield
-        finally:
-            for log, level in zip(logs, before, strict=True):
-                log.setLevel(level)
 
 
 def read_header(name: str, source: Origin, *, lenient: bool = False) -> Header:

@@ -5,8 +5,8 @@ For a page on which a person asks for them; nothing else calls this, and nothing
 
 from __future__ import annotations
 
-from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.series import Series
+from encoders.dicom.silence import quiet_pydicom
 from encoders.errors import UnreadableFile
 
 IDENTIFIERS = (

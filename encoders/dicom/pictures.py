@@ -16,11 +16,12 @@ import numpy as np
 
 from encoders.dicom.display import OVERLAY_GROUPS, overlay_problems, unit_of, unreadable, voi_of
 from encoders.dicom.gate import let_through
-from encoders.dicom.header import SliceFile, quiet_pydicom
+from encoders.dicom.header import SliceFile
 from encoders.dicom.kinds import is_ct
 from encoders.dicom.palette import palette_of
 from encoders.dicom.pixels import Pixels, read_bit, read_pixels, require_plausible
 from encoders.dicom.series import Series, scan
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.values import require_drawable
 from encoders.dicom.views import ViewProfile, Views, make_views
 from encoders.dicom.volume import Volume, load_volume

@@ -24,8 +24,9 @@ from encoders.dicom.decoder import NUM_PROCESSES, Hung, submit
 from encoders.dicom.decoding import IS_J2K, MAY_LOSE, PLUGINS, RLE, Decoded, Job
 from encoders.dicom.display import OVERLAY_GROUPS
 from encoders.dicom.elements import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
-from encoders.dicom.header import SliceFile, quiet_pydicom
+from encoders.dicom.header import SliceFile
 from encoders.dicom.intake import Origin
+from encoders.dicom.silence import quiet_pydicom
 from encoders.errors import InputError, InvalidPixels, UnreadableFile, UnsupportedTransferSyntax
 
 MAX_FRAME_BYTES = 128 * 2**20  # 8192 x 8192 of 16 bits; the largest detectors have a quarter of it

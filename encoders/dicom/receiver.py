@@ -25,7 +25,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from encoders.dicom.header import quiet_pydicom
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.tls import Tls
 from encoders.errors import Unreachable
 

@@ -32,7 +32,7 @@ from encoders.dicom.framewise import (
     write_object,
 )
 from encoders.dicom.guarded import Access, GuardedSession, limited, remote_errors
-from encoders.dicom.header import quiet_pydicom
+from encoders.dicom.silence import quiet_pydicom
 from encoders.errors import (
     BadAnswer,
     InputError,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from encoders.dicom.geometry import normal_of
-from encoders.dicom.header import SliceFile, quiet_pydicom
+from encoders.dicom.header import SliceFile
 from encoders.dicom.series import Series
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.write import ROOT_UID
 from encoders.errors import InputError, UnreadableImage
 from encoders.features import Problem

@@ -67,7 +67,7 @@ class Study:
     documents: tuple[Document, ...] = ()
 
     @cached_property
-    def _choice(self) -> tuple[int, str]:
+    def _choice(self) -> tuple[int, tuple[str, ...]]:
         if not self.series:
             reasons = "; ".join(f"{p.subject}: {p.message}" for p in self.problems[:3])
             raise NotDicom(f"no DICOM image found ({reasons or 'the input is empty'})")
@@ -76,7 +76,14 @@ class Study:
     @property
     def default_reason(self) -> str:
         """Why `default()` is the series to open; empty if there is none."""
-        return self._choice[1] if self.series else ""
+        if len(self.series) < 2:
+            return "the only series" if self.series else ""
+        return f"of {len(self.series)} series: " + (", ".join(self.default_wishes) or "the first")
+
+    @property
+    def default_wishes(self) -> tuple[str, ...]:
+        """What `default()` has before others: some of `encoders.dicom.choice.WISHES`."""
+        return self._choice[1] if self.series else ()
 
     def default(self) -> Series:
         """The series to open: see `encoders.dicom.choice`.

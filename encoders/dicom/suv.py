@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from encoders.dicom.display import Display
-from encoders.dicom.header import quiet_pydicom
 from encoders.dicom.series import Series
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.volume import Volume, load_volume
 from encoders.errors import InvalidPixels
 from encoders.features import Problem

@@ -16,9 +16,10 @@ import numpy as np
 
 from encoders.dicom.display import Display
 from encoders.dicom.geometry import place_slices
-from encoders.dicom.header import SeriesInfo, SliceFile, quiet_pydicom
+from encoders.dicom.header import SeriesInfo, SliceFile
 from encoders.dicom.pixels import require_plausible
 from encoders.dicom.series import Series, scan
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.values import AIR_HU, MAX_HU, read_stack, share_outside
 from encoders.errors import InvalidPixels, IrregularGeometry
 from encoders.features import Problem

@@ -151,7 +151,7 @@ class Room:
         if self.volume:
             flaws = flaws[len(self.found.problems) :]
         return {
-            "series": listed, "chosen": self.series.key, "why": self.found.default_reason,
+            "series": listed, "chosen": self.series.key, "why": self.found.default_wishes,
             "problems": problems, "flaws": [(p.code, p.message, a) for p, a in grouped(flaws)],
             "documents": sorted({d.kind for d in self.found.documents}),
             "facts": (self.volume or self.series).info.to_dict(),

@@ -58,7 +58,7 @@ _READING_ROOM = {
     "open_folder": ("Open a folder", "打开文件夹"),
     "load_sample": ("Load the sample", "打开示例"),
     "series_list": ("Series of the study", "检查中的序列"),
-    "opened_because": ("Opened first,", "首先打开的原因："),
+    "opened_because": ("Opened first:", "首先打开的原因："),
     "unknown": ("unknown", "未知"),
     "risky": (
         "May show text about the patient; press to look at it anyway",
@@ -150,6 +150,48 @@ _READING_ROOM = {
     "take_away": ("Take it away: JSON, HTML, PDF, DICOM SR", "导出：JSON、HTML、PDF、DICOM SR"),
     "download": ("Download", "下载"),
 }
+# what is known of a series, and of whom it is; why one opens first: `encoders.dicom.choice.WISHES`
+_SERIES = {
+    "modality": ("modality", "模态"),
+    "body_part": ("body part", "部位"),
+    "sex": ("sex", "性别"),
+    "age_bucket": ("age", "年龄段"),
+    "slice_thickness_mm": ("slice thickness, mm", "层厚（毫米）"),
+    "kernel": ("kernel", "重建核"),
+    "contrast": ("contrast agent", "对比剂"),
+    "kvp": ("kVp", "管电压（kVp）"),
+    "patient_position": ("patient position", "体位"),
+    "num_slices": ("slices", "层数"),
+    "rows": ("rows", "行数"),
+    "columns": ("columns", "列数"),
+    "spacing_mm": ("pixel spacing, mm", "像素间距（毫米）"),
+    "plane": ("plane", "平面"),
+    "true": ("yes", "有"),
+    "false": ("no", "无"),
+    "PatientName": ("PatientName", "患者姓名"),
+    "PatientID": ("PatientID", "患者编号"),
+    "PatientBirthDate": ("PatientBirthDate", "出生日期"),
+    "PatientSex": ("PatientSex", "性别"),
+    "StudyDate": ("StudyDate", "检查日期"),
+    "AccessionNumber": ("AccessionNumber", "检查号"),
+    "StudyDescription": ("StudyDescription", "检查描述"),
+    "SeriesDescription": ("SeriesDescription", "序列描述"),
+    "InstitutionName": ("InstitutionName", "机构名称"),
+    "ReferringPhysicianName": ("ReferringPhysicianName", "申请医师"),
+    "a picture of the patient, no screen or localizer": (
+        "a picture of the patient, no screen or localizer",
+        "是患者影像，不是截屏或定位像",
+    ),
+    "a CT volume": ("a CT volume", "是 CT 容积"),
+    "a volume": ("a volume", "是容积"),
+    "no short test series": ("no short test series", "不是短的测试序列"),
+    "original, no reformat": ("original, no reformat", "是原始影像，不是重组"),
+    "softest kernel": ("softest kernel", "重建核最软"),
+    "1 to 5 mm": ("1 to 5 mm", "层厚 1 至 5 毫米"),
+    "most slices": ("most slices", "层数最多"),
+    "the_first": ("the first", "是第一个"),
+    "comma": (", ", "，"),
+}
 _VIEWER = {
     "viewer": ("Slice viewer", "断层影像浏览器"),
     "tools": ("Viewer tools", "浏览工具"),
@@ -228,7 +270,7 @@ _PLAYGROUND = {
     "stage_decode": ("write the answer", "写出回答"),
 }
 TABLE: dict[str, tuple[str, str]] = {
-    **_SHELL, **_GUARD, **_READING_ROOM, **_VIEWER, **_PLAYGROUND, **PROBLEMS,
+    **_SHELL, **_GUARD, **_READING_ROOM, **_SERIES, **_VIEWER, **_PLAYGROUND, **PROBLEMS,
     **{kind: ("", chinese) for kind, chinese in ERRORS.items()},
 }  # fmt: skip
 

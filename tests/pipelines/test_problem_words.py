@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from gradio.context import LocalContext
 
 from encoders import errors
+from encoders.dicom.choice import WISHES
+from encoders.dicom.header import SeriesInfo
+from encoders.dicom.identifiers import IDENTIFIERS
 from multimodal.openai_server import NotAccepted
 from pipelines.ui.guards import errors_as_help
 from pipelines.ui.problem_words import ERRORS, PROBLEMS
@@ -70,6 +74,15 @@ def test_no_problem_is_made_with_a_code_that_the_source_does_not_spell():
 def test_every_error_of_ours_is_told_in_chinese():
     ours = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
     assert set(ERRORS) == ours | {"Exception"}
+
+
+def test_what_is_told_of_a_series_is_told_in_both_languages():
+    """The reason why it opens and the names of its facts were English on a Chinese page."""
+    facts = [field.name for field in dataclasses.fields(SeriesInfo)]
+    for key in (*WISHES, *facts, *IDENTIFIERS):
+        english, chinese = TABLE[key]
+        assert english.isascii()
+        assert re.search(r"[\u4e00-\u9fff]", chinese)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_another_series_can_be_chosen_and_one_that_is_gone_cannot(room: Room, tm
     room.open([*files_of(tmp_path / "axial"), *files_of(tmp_path / "coronal")])
     planes = {s["key"]: s["plane"] for s in room.describe()["series"]}
     assert sorted(planes.values()) == ["axial", "coronal"]
+    assert room.describe()["why"] == ("axial",)
     key = next(k for k, plane in planes.items() if plane == "coronal")
     steps = list(flows.choose_series(room, key, False))
     assert steps[-1].study["chosen"] == key

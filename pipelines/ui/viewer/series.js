@@ -46,7 +46,10 @@ class SeriesList {
 
   *more() {
     const { study } = this;
-    if (study.series.length > 1) yield element("p", "cr-soft", `${say("opened_because")} ${study.why}`);
+    if (study.series.length > 1) {
+      const why = study.why.length ? study.why.map((wish) => say(wish)) : [say("the_first")];
+      yield element("p", "cr-soft", `${say("opened_because")} ${why.join(say("comma"))}`);
+    }
     if (study.flaws.length) yield this.listed("flaws", study.flaws);
     if (study.problems.length) yield this.listed("not_used", study.problems);
     yield this.about();
@@ -63,11 +66,11 @@ class SeriesList {
     const list = element("dl", "cr-facts");
     for (const [name, value] of Object.entries(facts)) {
       if (value === null || value === "") continue;
-      const shown = Array.isArray(value) ? value.map((v) => v.toFixed(2)).join(" × ") : String(value);
-      list.append(element("dt", "", name.replace(/^num_/, "").replaceAll("_", " ")), element("dd", "", shown));
+      const shown = Array.isArray(value) ? value.map((v) => v.toFixed(2)).join(" × ") : say(String(value));
+      list.append(element("dt", "", say(name)), element("dd", "", shown));
     }
     for (const [key, value] of Object.entries(identifiers ?? { PatientName: MASK, PatientID: MASK, PatientBirthDate: MASK })) {
-      list.append(element("dt", "", key), element("dd", identifiers ? "cr-revealed" : "", value || "–"));
+      list.append(element("dt", "", say(key)), element("dd", identifiers ? "cr-revealed" : "", value || "–"));
     }
     const reveal = word(element("button", "cr-button"), identifiers ? "hide_identifiers" : "reveal_identifiers");
     reveal.type = "button";

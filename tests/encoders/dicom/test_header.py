@@ -14,8 +14,9 @@ from pydicom.dataelem import RawDataElement
 
 from encoders.dicom import elements, load_volume, scan, tags
 from encoders.dicom.elements import Flaw, Tree, read_elements
-from encoders.dicom.header import quiet_pydicom, read_header
+from encoders.dicom.header import read_header
 from encoders.dicom.kinds import kind_of
+from encoders.dicom.silence import quiet_pydicom
 from encoders.dicom.vocabulary import shown_name
 from encoders.errors import NotDicom
 from tests.encoders.dicom.slices import ENHANCED_CT, ROOT, SECONDARY, write_enhanced, write_slice

@@ -31,8 +31,9 @@ from pydicom.uid import (
 )
 
 from encoders.dicom import load_volume, scan
-from encoders.dicom.header import quiet_pydicom, read_header
+from encoders.dicom.header import read_header
 from encoders.dicom.pixels import Pixels, iter_pixels, read_pixels
+from encoders.dicom.silence import quiet_pydicom
 from encoders.errors import InputError
 from tests.encoders.dicom.slices import SECONDARY, write_enhanced, write_slice
 from tests.encoders.dicom.test_pixels import VALUES, encoded, write
