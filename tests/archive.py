@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,8 @@ import pytest
 
 from encoders.dicom.dimse import Peer
 from encoders.dicom.guarded import Access
+from tests.served import await_answer, free_port
+from tests.waiting import PATIENCE_S
 
 # pynetdicom drops a socket whose peer is gone without closing it; see the fixture `collected`
 SOCKETS_LEFT_OPEN = [
@@ -38,12 +37,6 @@ class Orthanc:
     @property
     def access(self) -> Access:
         return Access(frozenset({"127.0.0.1"}))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_certificate(file: Path) -> Path:
@@ -84,22 +77,11 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
         [program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT
     )
     try:
-        _wait_for(f"http://127.0.0.1:{http}/system", process)
+        await_answer(f"http://127.0.0.1:{http}/system", process)
         yield Orthanc(
             f"http://127.0.0.1:{http}/dicom-web", Peer("ORTHANC", "127.0.0.1", dicom), ours
         )
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
         log.close()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            assert process.poll() is None, "Orthanc ended while starting"
-            time.sleep(0.1)
-    pytest.fail("Orthanc does not answer")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -13,15 +15,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE_S
+
 ROOT = Path(__file__).parent.parent
 START_S = 240  # a busy machine imports torch and gradio for a while
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of loopback that nobody listens on, nor is given by the system to who asks for any.
+
+    One that it had given out itself was given again, before its server had started, to another.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def serve_in(folder: Path, python: str) -> Iterator[str]:
@@ -52,18 +61,18 @@ def _served(url: str, server: subprocess.Popen[Any]) -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE_S)
 
 
 def await_answer(url: str, server: subprocess.Popen[Any]) -> None:
     """Return once the server answers; fail if it ends or takes too long."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        assert server.poll() is None, f"the app ended with {server.returncode}"
+        assert server.poll() is None, f"the server ended with {server.returncode}"
         try:
             urllib.request.urlopen(url, timeout=60).close()
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.2)
         else:
             return
-    raise AssertionError(f"the app did not answer within {START_S} s")
+    raise AssertionError(f"the server did not answer within {START_S} s")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE_S = 60.0  # for what happens within milliseconds on an idle machine
+PATIENCE_S = 120.0  # for what happens within milliseconds on an idle machine
 
 
 def wait_until(true: Callable[[], Any], what: str) -> Any:

@@ -13,6 +13,7 @@ from encoders.errors import InvalidMessage, ModelNotFound
 from multimodal.backends import Finished, GenerateOptions, Token, Usage, collect, load_backend
 from multimodal.messages import user
 from tests import makers
+from tests.waiting import PATIENCE_S
 
 FINISHED = Finished("done", "stop", Usage(1, 1, 0))
 
@@ -43,7 +44,7 @@ def test_protocol_messages_and_prompts_load_nothing_heavy() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, timeout=60, check=True,
+        text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
 

@@ -111,7 +111,7 @@ def test_triton_kernels_code_equals_the_definition_when_interpreted() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.multimodal.triton_interpreted"],
         env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[2],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     errors = [float(line) for line in done.stdout.split()]

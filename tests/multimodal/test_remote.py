@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +42,8 @@ from tests.scripted_server import (
     sends,
     stream,
 )
+from tests.served import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 SECRET = "Zebra has a nodule"
 YES_NO = GenerateOptions(choices=("yes", "no"))
@@ -78,7 +79,7 @@ def test_a_piece_is_given_before_the_next_is_made(model_server: ScriptedServer) 
 
     def play(handler: Any, _: Any) -> None:
         stream(handler, piece("one"))
-        assert heard.wait(30)
+        assert heard.wait(PATIENCE_S)
         handler.wfile.write(piece(" two", finish_reason="length") + DONE)
 
     model_server.script = [play]
@@ -167,7 +168,7 @@ def test_closing_the_iterator_hangs_up(model_server: ScriptedServer) -> None:
     events = RemoteBackend(model_server.url).generate([user("Talk.")])
     assert next(events) == Token("on")
     events.close()  # type: ignore[attr-defined]
-    assert noticed.wait(30)
+    assert noticed.wait(PATIENCE_S)
 
 
 def test_many_who_ask_at_once_get_their_own_answers(model_server: ScriptedServer) -> None:
@@ -301,12 +302,12 @@ def test_nothing_is_repeated_after_the_first_token(model_server: ScriptedServer)
 
 def test_a_silent_server_is_left(model_server: ScriptedServer) -> None:
     over = threading.Event()
-    model_server.script = [lambda handler, _: over.wait(30) and None]
+    model_server.script = [lambda handler, _: over.wait(PATIENCE_S) and None]
     backend = RemoteBackend(model_server.url, patience=Patience(silent_s=1.0))
     with pytest.raises(TimedOut, match=r"silent for more than 1 s"):
         collect(backend.generate([user(SECRET)]))
     over.set()
-    assert model_server.played == 1
+    wait_until(lambda: model_server.played == 1, "it has been asked")
 
 
 @pytest.mark.parametrize(
@@ -330,9 +331,7 @@ def test_keep_alives_and_trickles_do_not_outlast_the_limits(
 
 
 def test_nobody_there_is_unreachable() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(Unreachable, match=f"127.0.0.1:{port} cannot be reached"):
         RemoteBackend(f"http://127.0.0.1:{port}/v1")
 

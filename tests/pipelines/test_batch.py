@@ -9,6 +9,7 @@ import pytest
 
 from encoders.errors import Unreachable, UnreadableFile
 from pipelines.batch import Failed, run_at_once, run_each
+from tests.waiting import PATIENCE_S
 
 
 def fragile(value: int) -> int:
@@ -61,7 +62,7 @@ def test_what_is_under_way_when_a_server_goes_is_still_told():
         if value == 2:
             failed.set()
             raise Unreachable("nobody answers")
-        assert failed.wait(60)
+        assert failed.wait(PATIENCE_S)
         return value
 
     outcomes = run_at_once([1, 2, 3], run, "things", 2)

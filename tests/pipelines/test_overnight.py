@@ -25,6 +25,7 @@ from pipelines.cli import app
 from pipelines.ct_report import CtReportPipeline
 from pipelines.overnight import Terms, read_folder
 from tests.makers import FakeBackend
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -221,7 +222,7 @@ class Meeting(FakeBackend):
         self.both = threading.Barrier(2)
 
     def novelty(self, study: Any) -> Any:
-        self.both.wait(timeout=60)
+        self.both.wait(timeout=PATIENCE_S)
         return super().novelty(study)
 
 

@@ -13,7 +13,9 @@ import pytest
 
 from encoders.dicom import load_volume
 from tests import makers
-from tests.archive import Orthanc, free_port
+from tests.archive import Orthanc
+from tests.served import free_port
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,7 @@ def test_listening_prints_a_complete_study_and_ends_when_interrupted(
         assert node.stderr.readline() == f"listening on 127.0.0.1:{port}\n"
         send(Peer("CROSSREAD", "127.0.0.1", port, "SENDER"), sorted(phantom_series.iterdir()))
         node.send_signal(number)
-        out, err = node.communicate(timeout=60)
+        out, err = node.communicate(timeout=PATIENCE_S)
     finally:
         node.kill()
     assert (node.returncode, err) == (0, "stopped\n")

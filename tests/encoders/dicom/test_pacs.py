@@ -24,9 +24,10 @@ from encoders.features import Source
 from multimodal.backends import Region
 from pipelines import pipeline
 from tests import makers
-from tests.archive import SOCKETS_LEFT_OPEN, Orthanc, free_port
+from tests.archive import SOCKETS_LEFT_OPEN, Orthanc
 from tests.makers import FakeBackend
-from tests.waiting import wait_until
+from tests.served import free_port
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = [*SOCKETS_LEFT_OPEN, pytest.mark.usefixtures("collected")]
 LOCAL = {"ORTHANC": "127.0.0.1", "SENDER": "127.0.0.1"}
@@ -89,7 +90,7 @@ def test_echo_store_find_get_and_move_against_orthanc(orthanc: Orthanc, tmp_path
     assert get(orthanc.peer, uid, tmp_path / "got") == 16
     assert load_volume(tmp_path / "got").digest == wanted
     complete: SimpleQueue[Path] = SimpleQueue()
-    rules = Rules(LOCAL, port=orthanc.our_port, study_timeout_s=0.5)
+    rules = Rules(LOCAL, port=orthanc.our_port, study_timeout_s=5.0)
     with Receiver(tmp_path / "moved", rules, complete.put):
         assert move(orthanc.peer, uid, "CROSSREAD") == 16
         folder = complete.get(timeout=120)
@@ -119,7 +120,7 @@ def one_file(phantom_series: Path) -> Path:
 
 
 def _sender(receiver: Receiver, title: str = "SENDER", called: str = "CROSSREAD") -> Peer:
-    return Peer(called, "127.0.0.1", receiver.port, title, timeout_s=5.0)
+    return Peer(called, "127.0.0.1", receiver.port, title, timeout_s=PATIENCE_S)
 
 
 def test_node_listens_on_this_machine_only_and_takes_from_nobody_unless_told(

@@ -25,6 +25,8 @@ from encoders.dicom.guarded import Access, GuardedSession, check_url
 from encoders.dicom.remote import fetch, find, is_url, on_disk, store
 from encoders.errors import BadAnswer, InputError, NotFound, Refused, TimedOut, Unreachable
 from tests.archive import make_certificate
+from tests.served import free_port
+from tests.waiting import PATIENCE_S
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -49,7 +51,7 @@ class Server:
 
     @property
     def access(self) -> Access:
-        return Access(frozenset({f"127.0.0.1:{self.port}"}), timeout_s=5.0)
+        return Access(frozenset({f"127.0.0.1:{self.port}"}), timeout_s=PATIENCE_S)
 
     def instances_asked(self) -> list[str]:
         return [p.rpartition("/")[2] for p, _ in self.asked if "/instances/" in p]
@@ -245,9 +247,7 @@ def test_nonsense_silence_and_absence_have_their_classes(server: Server, tmp_pat
     with pytest.raises(TimedOut, match="in time"):
         fetch(server.url, tmp_path, replace(server.access, timeout_s=0.1))
     waiting.set()
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    port = free_port()
     with pytest.raises(Unreachable, match="cannot be reached"):
         fetch(f"http://127.0.0.1:{port}/studies/1.2", tmp_path, Access(frozenset({"127.0.0.1"})))
 

@@ -13,6 +13,7 @@ from encoders.dicom.receiver import Receiver, Rules
 from encoders.dicom.tls import Tls
 from encoders.errors import InputError, Unreachable
 from tests.archive import SOCKETS_LEFT_OPEN, make_certificate
+from tests.waiting import PATIENCE_S
 
 pytestmark = [*SOCKETS_LEFT_OPEN, pytest.mark.usefixtures("collected")]
 
@@ -30,11 +31,11 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 
 def rules(tls: Tls | None) -> Rules:
-    return Rules({"SENDER": "127.0.0.1"}, port=0, timeout_s=5.0, tls=tls)
+    return Rules({"SENDER": "127.0.0.1"}, port=0, timeout_s=PATIENCE_S, tls=tls)
 
 
 def sender(receiver: Receiver, tls: Tls | None) -> Peer:
-    return Peer("CROSSREAD", "127.0.0.1", receiver.port, "SENDER", timeout_s=5.0, tls=tls)
+    return Peer("CROSSREAD", "127.0.0.1", receiver.port, "SENDER", timeout_s=PATIENCE_S, tls=tls)
 
 
 def test_a_study_comes_over_tls_while_another_caller_says_nothing(

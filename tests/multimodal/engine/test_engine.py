@@ -22,7 +22,7 @@ from multimodal.engine.scheduler import Limits
 from multimodal.engine.sequence import Ended, Outcome, Picked, Scored, Sequence
 from tests import makers
 
-WAIT_S = 60
+WAIT_S = 120
 PACKED = ("llama", "qwen2", "qwen3", "phi3", "olmoe", "qwen2_moe")
 PLAIN = ("gemma2", "mistral", "deepseek_v2", "deepseek_v3")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import torch.multiprocessing as processes
 
 from tests import makers
+from tests.served import free_port
 
 pytest.importorskip("accelerate")
 PROMPTS = [np.random.default_rng(i).integers(3, 96, 4 + 6 * i).tolist() for i in range(6)]
@@ -83,9 +83,7 @@ def _answers(model: Any, runner: Any) -> tuple[list[list[int]], int, str]:
 @pytest.mark.slow
 def test_two_ranks_over_gloo_answer_as_one_process(tmp_path: Path) -> None:
     makers.save_backbone("llama", tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     told = processes.get_context("spawn").SimpleQueue()
     processes.spawn(_rank, args=(str(tmp_path), port, told), nprocs=2)
     answers, reused, kind = told.get()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of
 from multimodal.training.vision_pretraining import Contrast, auroc, dense_loss, even_weights
 from multimodal.training.world.phantom import random_phantom, render
 from multimodal.training.world.worlds import WORLDS
+from tests.served import free_port
 
 
 def _stage(model: nn.Module) -> Stage[torch.Tensor]:
@@ -109,9 +109,7 @@ def _train_rank(rank: int, folder: str, port: int) -> None:
 
 
 def test_two_processes_learn_what_one_learns_from_both_their_batches(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(_train_rank, args=(str(tmp_path), port), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
     model = _linear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ import pytest
 from encoders.errors import InvalidOption
 from pipelines.server.settings import Settings
 from tests.pipelines.server.running import gated_by
+from tests.served import free_port
 from tests.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("ray.serve", reason="needs Ray Serve; pip install 'crossread[ray]'")
@@ -48,9 +48,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     from pipelines.server.cluster import deploy
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = Settings(max_running=16, folder=tmp_path / "shared")
     load = partial(gated_by, tmp_path / "gate")
     application = deploy(load, settings, replicas=(2, 2), actor={"num_cpus": 1})

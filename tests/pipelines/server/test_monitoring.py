@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from multimodal.measures import Measured, Measures
 from pipelines.server.engine_metrics import MEDIA
 from pipelines.server.settings import Settings
 from tests.pipelines.server.running import Gated, Running, serving
+from tests.served import free_port
 from tests.waiting import wait_until
 
 FOLDER = Path(__file__).parents[3] / "spaces_config" / "monitoring"
@@ -99,9 +99,7 @@ def traffic(server: Running, backend: Gated) -> None:
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Asks a Prometheus that scrapes a server with traffic before and between two scrapes."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     backend = Told()
     with serving(backend, Settings(max_running=1, max_waiting=1)) as server:
         config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
