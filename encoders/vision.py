@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from encoders.errors import IncompatibleModel, InvalidPixels, ModelNotFound, UnknownSpec
+from encoders.stem import ConvStem
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -143,6 +144,9 @@ def tower_from_config(config: Mapping[str, Any]) -> VisionTower:
     """A tower with random weights from what `VisionTower.to_dict` wrote."""
     if config["library"] == "open_clip":
         vit = _open_clip_vit(config["arch"])
+        if stem := config.get("stem"):
+            any_vit: Any = vit
+            any_vit.conv1 = ConvStem(stem, config["width"])
     else:
         from transformers import AutoConfig, AutoModel
 
@@ -152,11 +156,24 @@ def tower_from_config(config: Mapping[str, Any]) -> VisionTower:
 
 
 def open_clip_config(
-    vision_cfg: Mapping[str, Any], embed_dim: int, preprocess: Preprocess
+    vision_cfg: Mapping[str, Any],
+    embed_dim: int,
+    preprocess: Preprocess,
+    *,
+    stem: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
-    """The tower config of an open_clip ViT given by its `vision_cfg` (for towers made here)."""
+    """The tower config of an open_clip ViT given by its `vision_cfg` (for towers made here).
+
+    `stem` lists the levels of a `ConvStem`, which together divide a side by the patch size.
+    """
     grid = vision_cfg["image_size"] // vision_cfg["patch_size"]
+    if stem and 2 ** len(stem) != vision_cfg["patch_size"]:
+        raise IncompatibleModel(
+            f"{len(stem)} levels of convolutions make patches of {2 ** len(stem)} pixels,"
+            f" not {vision_cfg['patch_size']}"
+        )
     return {
+        "stem": [list(level) for level in stem],
         "library": "open_clip",
         "arch": {"embed_dim": embed_dim, "vision_cfg": dict(vision_cfg)},
         "width": vision_cfg["width"],

@@ -30,7 +30,8 @@ from multimodal.training.world.worlds import WORLDS, World
 HELD_OUT = 256  # the first studies of a corpus are never trained on
 _FULL = 1000
 _SHARE = (Window("share", _FULL / 2, _FULL),) * 3
-_LEAST = 5  # of 255: a plaque in one corner of its patch is shown
+_FOLDERS = {False: "corpus", True: "crowd"}
+LEAST = 5  # of 255: a plaque in one corner of its patch is shown
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Make:
-    """How a corpus is made: of which world, how many studies, how coarse, seen in which frame."""
+    """How a corpus is made: of which world, how many studies, how coarse, seen in which frame.
+
+    In a crowded one small findings are ten times as frequent, for eyes to learn from.
+    """
 
     world: str = "body"
     studies: int = 6000
     coarser: float = 2.5
     frame: Frame = field(default_factory=Frame)
+    crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,11 @@ class Corpus:
         return range(HELD_OUT, self.num_studies)
 
     def slices(self, rng: np.random.Generator, n: int) -> SliceBatch:
-        """Random training slices, two thirds of them with a finding, every finding as often."""
+        """Random training slices, two thirds of them with a finding, small ones more often."""
         shown = list(self._showing().values())
-        picks = [shown[k] for k in rng.integers(len(shown), size=2 * n // 3)]
+        weights = np.array([len(pick) for pick in shown]) ** -0.5
+        chosen = rng.choice(len(shown), 2 * n // 3, p=weights / weights.sum())
+        picks = [shown[k] for k in chosen]
         rows = [pick[rng.integers(len(pick))] for pick in picks]
         rest = n - len(rows)
         other = np.stack(
@@ -150,27 +157,19 @@ class Corpus:
         moved = np.roll(squares, (down, right), (1, 2)).reshape(cover.shape)
         return np.roll(views, (down * patch, right * patch), (2, 3)), moved
 
-    def patches_shown(self) -> np.ndarray:
-        """Of each finding, how many patches show it on a slice that shows it, `[F]`; NaN if none does."""
-        found = np.full(self.cover.shape[-1], np.nan, np.float32)
-        for f, rows in self._showing().items():
-            studies, slices = rows[:400].T
-            found[f] = (self.cover[studies, slices, :, f] > _LEAST).sum(1).mean()
-        return found
-
     def _showing(self) -> dict[int, np.ndarray]:
         """Per finding `[k, 2]`: study and slice of every training slice that shows it."""
         if self._shown is None:
             most = self.cover[HELD_OUT : self.num_studies].max(2)  # [studies, views, F]
-            places = [np.argwhere(most[..., f] > _LEAST) for f in range(most.shape[-1])]
+            places = [np.argwhere(most[..., f] > LEAST) for f in range(most.shape[-1])]
             start = np.array([HELD_OUT, 0])
             self._shown = {f: p + start for f, p in enumerate(places) if len(p)}
         return self._shown
 
 
-def open_corpus(work_dir: Path) -> Corpus:
-    """The corpus under a training work folder."""
-    return Corpus(work_dir / "corpus")
+def open_corpus(work_dir: Path, *, crowded: bool = False) -> Corpus:
+    """The corpus under a training work folder, or the crowded one beside it."""
+    return Corpus(work_dir / _FOLDERS[crowded])
 
 
 def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:
@@ -179,10 +178,10 @@ def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:
     Raises:
         InvalidOption: the folder holds a corpus that was made otherwise.
     """
-    folder = work_dir / "corpus"
+    folder = work_dir / _FOLDERS[make.crowded]
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     recorded = folder / "make.json"
-    wanted = {"world": make.world, "coarser": make.coarser, "frame": asdict(make.frame)}
+    wanted = {name: value for name, value in asdict(make).items() if name != "studies"}
     if recorded.is_file() and json.loads(recorded.read_text()) != wanted:
         raise InvalidOption(
             f"{folder} holds {recorded.read_text()}, not {wanted}; use another work folder"
@@ -229,7 +228,8 @@ def _fill(folder: Path, make: Make, indices: Iterable[int]) -> None:
     for index in tqdm(indices, desc="studies", mininterval=10):
         if arrays["done"][index]:
             continue
-        drawn = world.draw(np.random.default_rng(index), make.coarser)
+        rng = np.random.default_rng((index, 1) if make.crowded else index)
+        drawn = world.draw(rng, make.coarser, make.crowded)
         views = make_views(to_volume(drawn.rendered), make.frame.views)
         arrays["views"][index] = views.pixels
         arrays["geometry"][index] = views.geometry

@@ -24,21 +24,26 @@ from multimodal.training.world.worlds import World
 class Size:
     """Widths and depths of the three networks, and the pictures they see.
 
-    `factor` squared patches make a token.
+    `factor` squared patches make a token; `stem` lists levels of (width, residual blocks).
     """
 
     tower_width: int
-    tower_layers: int
+    vision_layers: int
+    audio_layers: int
     hidden: int
     layers: int
     frame: Frame
     factor: int
+    stem: tuple[tuple[int, int], ...]
 
 
+_STEM = ((32, 0), (64, 2), (128, 1))
 SIZES = {
-    "small": Size(192, 4, 256, 5, Frame("crossread-ct-mip", 12), 4),
-    "medium": Size(256, 6, 384, 8, Frame("crossread-ct-mip", 12), 4),
-    "base": Size(256, 6, 384, 8, Frame("crossread-ct-large", 14), 7),  # 59 MB
+    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-mip", 12), 4, _STEM),
+    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-mip", 12), 4, _STEM),
+    "base": Size(
+        256, 6, 6, 384, 8, Frame("crossread-ct-large", 14), 7, (*_STEM, (192, 1))
+    ),  # 59 MB
 }
 HEAD_WIDTH = 64  # attention of 32 takes twice as long, on a CPU as on a GPU
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -94,11 +99,12 @@ def vision_config(size: Size) -> dict[str, Any]:
 
     pixels = size.frame.size
     arch = {
-        "layers": size.tower_layers, "width": size.tower_width, "head_width": HEAD_WIDTH,
+        "layers": size.vision_layers, "width": size.tower_width, "head_width": HEAD_WIDTH,
         "mlp_ratio": 3.0, "patch_size": pixels // size.frame.grid, "image_size": pixels,
     }  # fmt: skip
     half = (0.5, 0.5, 0.5)
-    return open_clip_config(arch, size.tower_width, Preprocess(pixels, half, half))
+    prepare = Preprocess(pixels, half, half)
+    return open_clip_config(arch, size.tower_width, prepare, stem=size.stem)
 
 
 def audio_config(size: Size) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def audio_config(size: Size) -> dict[str, Any]:
     from encoders.audio import tower_from_config
 
     arch = {
-        "d_model": size.tower_width, "encoder_layers": size.tower_layers,
+        "d_model": size.tower_width, "encoder_layers": size.audio_layers,
         "encoder_attention_heads": size.tower_width // HEAD_WIDTH,
         "encoder_ffn_dim": 3 * size.tower_width, "num_mel_bins": 80,
         "max_source_positions": 500, "dropout": 0.0,
@@ -147,8 +153,15 @@ def build_demo(
     model = MultimodalForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    begin_head(model)
     begin_regions(model, tokenizer)
     return model, MultimodalProcessor(tokenizer, senses_of(config))
+
+
+@torch.no_grad()
+def begin_head(model: MultimodalForConditionalGeneration) -> None:
+    """Start the finding head from seeing nothing anywhere: few patches show anything."""
+    model.finding_head.linear.bias[: len(model.config.findings)] = -3.0
 
 
 @torch.no_grad()

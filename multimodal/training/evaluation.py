@@ -83,7 +83,7 @@ def world_of(config: MultimodalConfig) -> World:
 def make_case(world: World, seed: int, first: int = FIRST_SEED) -> Case:
     """Study `seed`: drawn, written as DICOM CT, read back; its questions drawn from the same seed."""
     rng = np.random.default_rng((first, seed))
-    drawn = world.draw(rng, COARSER)
+    drawn = world.draw(rng, COARSER, False)
     voxels, affine = drawn.rendered.voxels, drawn.rendered.affine
     position = "HFS"
     if drawn.scan is not None:

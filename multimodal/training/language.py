@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from multimodal.modeling import MultimodalForConditionalGeneration, trainable
 from multimodal.processing import AUDIO, IMAGE, REGION, STUDY, STUDY_END, MultimodalProcessor
@@ -22,23 +23,30 @@ from multimodal.training import ranks
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, speak_corpus
 from multimodal.training.corpus import Corpus, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
-from multimodal.training.vision_pretraining import dense_loss
+from multimodal.training.vision_pretraining import dense_loss, patches_shown
 from multimodal.training.world.dialogues import Dialogue, ask
 
+SHORT = (*("presence",) * 10, "list", *("size",) * 2, *("side",) * 2)
 QUESTIONS = (
     *("presence",) * 4, "list", *("size",) * 2, "side", *("check",) * 8, *("omission",) * 2, "describe",
 )  # fmt: skip
+NAMING = 0.3  # of the steps: short questions alone, whose answers must come from the pictures
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Studies with their questions as one batch: ids, labels, positions, branches `[b, l]`."""
+    """Studies with their questions as one batch: ids, labels, positions, branches `[b, l]`.
+
+    `weights` `[b, l]` is what each label counts: long answers more than short ones, but less than
+    by their length, or "yes" and "no" would be drowned by corrected sentences.
+    """
 
     studies: list[int]
     ids: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
     branch: torch.Tensor
+    weights: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ def train_language(
     def draw(step: int, rng: np.random.Generator) -> Batch:
         if step % 4 == 3:
             return packer.draw_speech(rng, 3 * schedule.batch_size)
-        return packer.draw_studies(rng, schedule.batch_size)
+        is_naming = not together and step < NAMING * schedule.steps
+        return packer.draw_studies(rng, schedule.batch_size, SHORT if is_naming else QUESTIONS)
 
     def loss(batch: Batch) -> tuple[str, torch.Tensor]:
         with mixed_precision(model.device):
@@ -142,6 +151,7 @@ class Packer:
         """Without `features` the pictures are encoded with every batch."""
         self.processor, self.model, self.corpus = processor, model, corpus
         self.features, self.speech = features, speech
+        self.shown = patches_shown(corpus)
         num = model.config.tokens_per_view
         study = (
             STUDY
@@ -157,15 +167,20 @@ class Packer:
         """Text as token ids, nothing added."""
         return self.processor.tokenizer.encode(text, add_special_tokens=False)
 
-    def draw_studies(self, rng: np.random.Generator, batch_size: int) -> tuple[Packed, Seen]:
+    def draw_studies(
+        self, rng: np.random.Generator, batch_size: int, tasks: Sequence[str] = QUESTIONS
+    ) -> tuple[Packed, Seen]:
         """Random studies with random questions."""
         indices = rng.choice(self.corpus.training(), batch_size, replace=False).tolist()
-        return self.pack(indices, [self.questions(i, rng) for i in indices]), self.look(indices)
+        asked = [self.questions(i, rng, tasks) for i in indices]
+        return self.pack(indices, asked), self.look(indices)
 
-    def questions(self, index: int, rng: np.random.Generator) -> list[Dialogue]:
+    def questions(
+        self, index: int, rng: np.random.Generator, tasks: Sequence[str] = QUESTIONS
+    ) -> list[Dialogue]:
         """One of every kind that a study gives ground for."""
         truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
-        asked = (ask(task, truth, rng, vocabulary) for task in QUESTIONS)
+        asked = (ask(task, truth, rng, vocabulary) for task in tasks)
         return [dialogue for dialogue in asked if dialogue is not None]
 
     def look(self, indices: Sequence[int]) -> Seen:
@@ -183,6 +198,7 @@ class Packer:
         for asked in dialogues:
             ids, labels = list(self.prefix), [-100] * len(self.prefix)
             positions, branch = list(range(len(ids))), [0] * len(ids)
+            weights = [0.0] * len(ids)
             for number, dialogue in enumerate(asked, 1):
                 question = self.encode(dialogue.question) + self.turn
                 answer = self.encode(dialogue.answer) + self.end
@@ -191,11 +207,12 @@ class Packer:
                 labels += [-100] * len(question) + answer
                 positions += range(start, start + len(question) + len(answer))
                 branch += [number] * (len(question) + len(answer))
-            rows.append((ids, labels, positions, branch))
+                weights += [0.0] * len(question) + [len(answer) ** -0.5] * len(answer)
+            rows.append((ids, labels, positions, branch, weights))
         longest = max(len(row[0]) for row in rows)
         padded = (
             torch.tensor([row[i] + [fill] * (longest - len(row[0])) for row in rows])
-            for i, fill in enumerate((0, -100, 0, -1))
+            for i, fill in enumerate((0, -100, 0, -1, 0.0))
         )
         return Packed(list(indices), *padded)
 
@@ -207,7 +224,7 @@ class Packer:
         presence, log_size = self.model.finding_head(features)
         cover = move(seen.cover, self.model.device).flatten(0, 1).float() / 255.0
         unknown = torch.full_like(cover[:, 0], float("nan"))
-        return loss + dense_loss(presence, log_size, cover, unknown)
+        return loss + dense_loss(presence, log_size, cover, unknown, move(self.shown, cover.device))
 
     def study_logits(
         self, packed: Packed, seen: Seen, blank: bool = False
@@ -233,10 +250,12 @@ class Packer:
         embeds = model.splice(embeds, ids == model.config.region_token_id, regions, "region")
         output = model.language_model(
             inputs_embeds=embeds, attention_mask=_mask(move(packed.branch, device), embeds.dtype),
-            position_ids=move(packed.positions, device), labels=move(packed.labels, device),
-            use_cache=False,
+            position_ids=move(packed.positions, device), use_cache=False,
         )  # fmt: skip
-        return output.logits, output.loss, features
+        loss = _weighted_loss(
+            output.logits, move(packed.labels, device), move(packed.weights, device)
+        )
+        return output.logits, loss, features
 
     def draw_speech(self, rng: np.random.Generator, n: int) -> Heard:
         """Random recordings with their words."""
@@ -301,6 +320,18 @@ class Packer:
                     stop += 1
                 right.setdefault(dialogue.task, []).append(bool(good[start:stop].all()))
         return right
+
+
+def _weighted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of the next tokens `[b, l, vocab]`, the mean by weights `[b, l]`."""
+    answered = labels[:, 1:] != -100
+    lost = nn.functional.cross_entropy(
+        logits[:, :-1][answered].float(), labels[:, 1:][answered], reduction="none"
+    )
+    counted = weights[:, 1:][answered]
+    return (lost * counted).sum() / counted.sum()
 
 
 def _mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -67,6 +67,7 @@ class Recipe:
         start: folder of a checkpoint to go on from; empty, everything is drawn anew.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
+        crowd: studies crowded with findings, from which the vision tower learns.
         size: of the networks, a name in `demo_model.SIZES`.
         rate: a factor on every stage's learning rate.
         batch: a factor on every stage's batch size.
@@ -82,6 +83,7 @@ class Recipe:
     coarser: float = 2.5
     size: str = "small"
     studies: int = 6000
+    crowd: int = 4000
     utterances: int = 4000
     vision_steps: int = 3000
     audio_steps: int = 2400
@@ -120,6 +122,8 @@ def run(recipe: Recipe) -> None:
         frame = SIZES[recipe.size].frame
         make = Make(recipe.world, recipe.studies, recipe.coarser, frame)
         generate_corpus(recipe.work, make, recipe.num_workers)
+        crowd = replace(make, studies=recipe.crowd, crowded=True)
+        generate_corpus(recipe.work, crowd, recipe.num_workers)
     if recipe.wants("speech"):
         speak_corpus(recipe.work, world, recipe.utterances, recipe.num_workers)
     rest = [stage for stage in STAGES[2:] if recipe.wants(stage)]
@@ -242,7 +246,7 @@ def novelty_of(
 
     def drawn(seed: int) -> np.ndarray:
         rng = np.random.default_rng((NOVELTY_SEED, seed))
-        rendered = corpus.world.draw(rng, rng.uniform(0.6, 1.0) * recipe.coarser).rendered
+        rendered = corpus.world.draw(rng, rng.uniform(0.6, 1.0) * recipe.coarser, False).rendered
         views = make_views(to_volume(rendered), PROFILES[model.config.view_profile])
         return described(views.pixels, views.geometry)
 

@@ -7,6 +7,7 @@ finding head, trained in place.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torchvision.ops import sigmoid_focal_loss
 
 from encoders.vision import VisionTower
 from multimodal.projectors import FindingHead
-from multimodal.training.corpus import Corpus, SliceBatch, open_corpus
+from multimodal.training.corpus import LEAST, Corpus, SliceBatch, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.world.reports import Writer
 
 MAX_WORDS = 64  # tokens of a caption
-CONTRAST = 0.1  # weight of CLIP's loss beside the dense one
+CONTRAST = 0.05  # weight of CLIP's loss beside the dense one
 
 
 class DenseModel(nn.Module):
@@ -76,21 +78,22 @@ def dense_loss(
     log_size: torch.Tensor,
     cover: torch.Tensor,
     size_mm: torch.Tensor,
-    *,
-    weight: torch.Tensor | None = None,
+    shown: torch.Tensor,
 ) -> torch.Tensor:
-    """Cross-entropy on patches plus the size error where the finding is.
+    """Focal loss (Lin et al. 2017) of the patches plus the size error where the finding is.
+
+    Divided by the patches that are expected to show each finding, so that a stone of one patch in
+    a thousand slices pulls as hard as ascites: in a mean over all patches nearly nothing pulls.
 
     Args:
         presence, log_size: `[n, patches, F]`.
         cover: `[n, patches, F]`, the share of the patch that the mask covers, 0..1.
         size_mm: `[n, F]`, NaN where the finding has no stated size.
-        weight: `[F]`, how much each finding counts; all alike where it is not given.
+        shown: `[F]`, patches of a usual slice that show each finding, see `patches_shown`.
     """
-    target = (16.0 * cover).clamp(max=1.0)  # a plaque covers a corner of its patch and still counts
-    loss = nn.functional.binary_cross_entropy_with_logits(
-        presence, target, weight, pos_weight=torch.tensor(4.0, device=cover.device)
-    )
+    target = patch_targets(cover)
+    focal = sigmoid_focal_loss(presence, target, alpha=-1, gamma=2)
+    loss = (focal.sum((0, 1)) / (len(cover) * shown)).mean()
     known = (cover > 0.02) & size_mm.isfinite()[:, None]
     if known.any():
         wanted = size_mm[:, None].expand_as(cover)[known].log()
@@ -98,10 +101,15 @@ def dense_loss(
     return loss
 
 
-def even_weights(patches: np.ndarray) -> torch.Tensor:
-    """Weights of mean one by which a nodule of one patch counts as much as ascites of forty: `[F]`."""
-    inverse = 1.0 / np.nan_to_num(patches, nan=float(np.nanmean(patches)))
-    return torch.from_numpy((inverse / inverse.mean()).astype(np.float32))
+def patch_targets(cover: torch.Tensor) -> torch.Tensor:
+    """How sure a patch should be: a plaque covers a corner of its patch and still counts."""
+    return (16.0 * cover).clamp(max=1.0)
+
+
+def patches_shown(corpus: Corpus, num_slices: int = 1500) -> torch.Tensor:
+    """Of each finding, how many patches of a drawn slice show it, `[F]`; one in all if none does."""
+    drawn = corpus.slices(np.random.default_rng(0), num_slices)
+    return (patch_targets(drawn.cover).sum((0, 1)) / num_slices).clamp(min=1 / num_slices)
 
 
 @dataclass(frozen=True)
@@ -114,11 +122,11 @@ def train_vision(
     model: DenseModel, tokenizer: Any, work_dir: Path, schedule: Schedule, *, seed: int = 0
 ) -> None:
     """Train tower and head in place; `tokenizer` reads the captions."""
-    corpus = open_corpus(work_dir)
+    corpus, usual = open_corpus(work_dir, crowded=True), open_corpus(work_dir)
     device = next(model.parameters()).device
     both = nn.ModuleDict({"dense": model, "contrast": Contrast(model.tower.width, len(tokenizer))})
     both.to(device)
-    weight = even_weights(corpus.patches_shown()).to(device)
+    shown = patches_shown(corpus).to(device)
 
     def draw(_step: int, rng: np.random.Generator) -> _Batch:
         batch = corpus.slices(rng, schedule.batch_size)
@@ -131,11 +139,11 @@ def train_vision(
             presence, log_size = model.head(features)
             contrast = both["contrast"](features, move(batch.words, device))
         dense = dense_loss(presence.float(), log_size.float(), move(slices.cover, device),
-                           move(slices.size_mm, device), weight=weight)  # fmt: skip
+                           move(slices.size_mm, device), shown)  # fmt: skip
         return "dense and contrast", dense + CONTRAST * contrast
 
     def check() -> str:
-        found = held_out_auroc(model, corpus)
+        found = held_out_auroc(model, usual)
         return "AUROC " + " ".join(f"{name} {value:.3f}" for name, value in found.items())
 
     train(Stage("vision", both, draw, loss, check), schedule, work_dir, seed=seed)
@@ -159,20 +167,32 @@ def _captions(
 
 @torch.no_grad()
 def held_out_auroc(model: DenseModel, corpus: Corpus, num_studies: int = 128) -> dict[str, float]:
-    """Study-level AUROC per finding (the best patch's logit) on held-out studies."""
+    """AUROC per finding of each side's best patch, on held-out studies of the finding's region."""
     model.eval()
     device = next(model.parameters()).device
-    scores, truths = [], []
+    scores, truths, regions = [], [], []
     for index in corpus.held_out(num_studies):
         with mixed_precision(device):
             presence, _ = model(torch.from_numpy(np.array(corpus.views[index])).to(device))
-        scores.append(presence.float().amax((0, 1)).cpu().numpy())
-        truths.append(corpus.cover[index].max((0, 1)) > 0)
+        scores.append(_of_each_side(presence.float().cpu().numpy()))
+        truths.append(_of_each_side(corpus.cover[index]) > LEAST)
+        regions.append(dict(corpus.vocabulary[index].findings))
     model.train()
-    return {
-        name: auroc(np.stack(scores)[:, i], np.stack(truths)[:, i])
-        for i, (name, _) in enumerate(corpus.world.findings)
-    }
+    found = {}
+    for i, (name, sided) in enumerate(corpus.world.findings):
+        score, truth = (np.stack([row[:, i] for row, region in zip(rows, regions, strict=True)
+                                  if name in region]) for rows in (scores, truths))  # fmt: skip
+        found[name] = (
+            auroc(score.ravel(), truth.ravel()) if sided else auroc(score.max(1), truth.max(1))
+        )
+    return found
+
+
+def _of_each_side(patches: np.ndarray) -> np.ndarray:
+    """`[views, patches, F]` -> the highest of the right and left half of the pictures, `[2, F]`."""
+    grid = math.isqrt(patches.shape[1])
+    columns = patches.reshape(-1, grid, grid, patches.shape[-1])
+    return np.stack([half.max((0, 1, 2)) for half in np.array_split(columns, 2, axis=2)])
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +108,39 @@ def test_open_clip_tower_gives_open_clips_own_tokens() -> None:
     pixels = torch.randn(2, 3, 32, 32)
     _, tokens = whole.visual(pixels)
     torch.testing.assert_close(tower(pixels), tokens, atol=1e-6, rtol=1e-5)
+
+
+def _with_stem(levels: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    arch = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
+    return open_clip_config(arch, 32, Preprocess(32, (0.5,) * 3, (0.5,) * 3), stem=levels)
+
+
+def test_a_tower_with_a_stem_of_convolutions_is_rebuilt_and_sees_patches_through_it() -> None:
+    """A change of one pixel reaches features of its own patch before it reaches far ones."""
+    config = _with_stem(((16, 1), (32, 1), (32, 0)))
+    torch.manual_seed(0)
+    tower = tower_from_config(config).eval()
+    again = tower_from_config(json.loads(json.dumps(tower.to_dict())))
+    again.load_state_dict(tower.state_dict())
+    pixels = torch.randn(2, 3, 32, 32)
+    assert tower(pixels).shape == (2, 16, 32)
+    assert torch.equal(tower(pixels), again.eval()(pixels))
+    stem: Any = tower.vit
+    marked = pixels.clone()
+    marked[:, :, 3, 28] += 4.0
+    moved = (stem.conv1(marked) - stem.conv1(pixels)).abs().sum((0, 1))
+    assert divmod(int(moved.argmax()), 4) == (0, 3)
+
+
+def test_every_weight_of_a_stem_gets_a_gradient() -> None:
+    tower = tower_from_config(_with_stem(((16, 1), (32, 1), (32, 0)))).train()
+    tower(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    assert [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_stem_that_makes_other_patches_is_refused() -> None:
+    with pytest.raises(IncompatibleModel, match="2 levels of convolutions make patches of 4"):
+        _with_stem(((16, 0), (32, 0)))
 
 
 @pytest.mark.slow

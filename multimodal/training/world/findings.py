@@ -106,11 +106,15 @@ def keys_of(regions: Sequence[Region] = REGIONS) -> list[Key]:
     return [(k.name, side) for k in KINDS if k.region in regions for side in sides[k.sided]]
 
 
-def random_keys(region: Region, rng: np.random.Generator) -> list[Key]:
-    """None to four findings of a region, right as often as left, none hiding another."""
+def random_keys(region: Region, rng: np.random.Generator, *, crowded: bool = False) -> list[Key]:
+    """None to four findings of a region, right as often as left, none hiding another.
+
+    A crowded one has up to half of all that its region can show.
+    """
     pool = keys_of([region])
     weights = np.array([KIND_OF[name].weight for name, _ in pool])
-    count = int(rng.choice(5, p=[0.2, 0.25, 0.25, 0.2, 0.1]))
+    usual = rng.choice(5, p=[0.2, 0.25, 0.25, 0.2, 0.1])
+    count = int(rng.integers(2, len(pool) // 2 + 2)) if crowded else int(usual)
     order = rng.choice(len(pool), len(pool), replace=False, p=weights / weights.sum())
     kept: list[Key] = []
     for key in (pool[i] for i in order):

@@ -49,7 +49,8 @@ class World:
         name: as cards and recipes state it.
         findings: (name, has sides), the channels of a finding head.
         vocabularies: one for each kind of study.
-        draw: a random study; the second argument draws it that many times coarser than scanned.
+        draw: a random study, drawn that many times coarser than scanned, and crowded with findings
+            if the last argument says so.
         truth: what a random study shows, undrawn.
         chest: a chest in so many slices, rows and columns, with certain findings or random ones.
     """
@@ -57,12 +58,12 @@ class World:
     name: str
     findings: tuple[tuple[str, bool], ...]
     vocabularies: Sequence[Vocabulary]
-    draw: Callable[[np.random.Generator, float], Drawn]
+    draw: Callable[[np.random.Generator, float, bool], Drawn]
     truth: Callable[[np.random.Generator], tuple[list[NamedFinding], Vocabulary]]
     chest: Callable[[np.random.Generator, Shape, list[Key] | None], Drawn]
 
 
-def _phantom(rng: np.random.Generator, _coarser: float = 1.0) -> Drawn:
+def _phantom(rng: np.random.Generator, _coarser: float, _crowded: bool) -> Drawn:
     body = random_phantom(rng)
     shape = PHANTOM_SHAPES[rng.integers(len(PHANTOM_SHAPES))]
     return Drawn(body.truth, PHANTOM, phantom.render(body, shape, rng))
@@ -98,11 +99,16 @@ VOCABULARIES: dict[Region, Vocabulary] = {
 
 
 def random_body(
-    rng: np.random.Generator, region: Region | None = None, keys: list[Key] | None = None
+    rng: np.random.Generator,
+    region: Region | None = None,
+    keys: list[Key] | None = None,
+    *,
+    crowded: bool = False,
 ) -> Body:
     """A person's region with findings; what is not given is drawn at random."""
     region = region or REGIONS[rng.choice(3, p=_SHARES)]
-    return _MAKE[region](rng, random_keys(region, rng) if keys is None else keys)
+    wanted = random_keys(region, rng, crowded=crowded) if keys is None else keys
+    return _MAKE[region](rng, wanted)
 
 
 def scanned(body: Body, scan: Scan, rng: np.random.Generator) -> Rendered:
@@ -119,8 +125,8 @@ def truth_of(body: Body) -> list[NamedFinding]:
     return sorted(shown, key=lambda f: (order.index(f.name), f.side != "right"))
 
 
-def _body(rng: np.random.Generator, coarser: float = 1.0) -> Drawn:
-    body = random_body(rng)
+def _body(rng: np.random.Generator, coarser: float, crowded: bool) -> Drawn:
+    body = random_body(rng, crowded=crowded)
     scan = random_scan(rng, body.field_mm, body.length_mm, quiet=body.region == "head")
     if coarser > 1.0:
         scan = scan.coarser(coarser)

@@ -133,3 +133,15 @@ def test_findings_that_would_hide_each_other_never_come_together() -> None:
         for side in ("right", "left"):
             assert not {("pneumothorax", side), ("pleural effusion", side)} <= set(keys)
         assert len(keys) == len(set(keys)) <= 4
+
+
+def test_a_crowded_body_has_most_of_what_can_come_together_and_still_hides_nothing() -> None:
+    usual, crowded = (
+        [random_keys("chest", np.random.default_rng(s), crowded=c) for s in range(200)]
+        for c in (False, True)
+    )
+    assert np.mean([len(keys) for keys in crowded]) > 2.5 * np.mean([len(k) for k in usual])
+    assert max(map(len, crowded)) > 8
+    for keys in crowded:
+        for side in ("right", "left"):
+            assert not {("consolidation", side), ("mass", side)} <= set(keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,13 @@ from multimodal.training import ranks
 from multimodal.training.audio_pretraining import edit_distance
 from multimodal.training.corpus import Corpus, Frame, patch_cover
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
-from multimodal.training.vision_pretraining import Contrast, auroc, dense_loss, even_weights
+from multimodal.training.vision_pretraining import (
+    Contrast,
+    auroc,
+    dense_loss,
+    held_out_auroc,
+    patch_targets,
+)
 from multimodal.training.world.phantom import random_phantom, render
 from multimodal.training.world.worlds import WORLDS
 from tests.served import free_port
@@ -135,25 +142,28 @@ def test_the_rate_warms_up_and_falls_to_its_last_share() -> None:
     assert schedule.rate(1000) == pytest.approx(2.0 * FINAL_SHARE)
 
 
-def test_dense_loss_is_cross_entropy_where_no_size_is_known() -> None:
+def test_dense_loss_is_the_focal_loss_over_the_patches_that_should_show_it() -> None:
     torch.manual_seed(0)
     logits, cover = torch.randn(2, 5, 3), torch.zeros(2, 5, 3)
-    cover[0, 1, 2] = 1.0
-    cover[1, 3, 0] = 1 / 32  # a plaque in a corner of its patch: half sure
-    unknown = torch.full((2, 3), float("nan"))
-    target = torch.where(cover > 0.1, 1.0, 16 * cover)
-    wanted = -(
-        4 * target * logits.sigmoid().log() + (1 - target) * (1 - logits.sigmoid()).log()
-    ).mean()
-    assert dense_loss(logits, torch.zeros(2, 5, 3), cover, unknown).item() == pytest.approx(
-        wanted.item(), rel=1e-5
-    )
+    cover[0, 1, 2], cover[1, 3, 0] = 1.0, 0.5
+    unknown, shown = torch.full((2, 3), float("nan")), torch.tensor([0.5, 2.0, 0.25])
+    right = torch.where(cover > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    focal = -((1 - right) ** 2) * right.log()
+    wanted = (focal.sum((0, 1)) / (2 * shown)).mean()
+    given = dense_loss(logits, torch.zeros(2, 5, 3), cover, unknown, shown)
+    assert given.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_corner_of_a_patch_makes_it_half_sure_and_a_sixteenth_whole() -> None:
+    targets = patch_targets(torch.tensor([0.0, 1 / 32, 1 / 16, 1.0]))
+    assert targets.tolist() == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_dense_loss_pulls_sizes_only_where_the_finding_is() -> None:
     size = torch.zeros(1, 4, 1, requires_grad=True)
     cover = torch.tensor([0.0, 1.0, 0.0, 0.5]).view(1, 4, 1)
-    dense_loss(torch.zeros(1, 4, 1), size, cover, torch.full((1, 1), 20.0)).backward()
+    millimetres = torch.full((1, 1), 20.0)
+    dense_loss(torch.zeros(1, 4, 1), size, cover, millimetres, torch.ones(1)).backward()
     assert size.grad is not None
     assert (size.grad.flatten() != 0).tolist() == [False, True, False, True]
 
@@ -162,13 +172,51 @@ def test_every_finding_counts_the_same_however_many_patches_show_it() -> None:
     """A head that knows nothing is pulled as hard towards a nodule's patch as towards ascites'."""
     cover = torch.zeros(2, 40, 2)
     cover[:, 0, 0], cover[:, :20, 1] = 1.0, 1.0
-    weight = even_weights(np.array([1.0, 20.0]))
     logits = torch.full((2, 40, 2), -8.0, requires_grad=True)
     unknown = torch.full((2, 2), float("nan"))
-    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, weight=weight).backward()
+    shown = torch.tensor([1.0, 20.0])
+    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, shown).backward()
     pull = logits.grad.sum((0, 1))  # type: ignore[union-attr]
-    assert weight.mean().item() == pytest.approx(1.0)
     assert pull[0].item() == pytest.approx(pull[1].item(), rel=0.02)
+
+
+def test_the_heads_auroc_is_of_each_side_and_of_the_findings_own_region() -> None:
+    """A head that reads the truth is perfect, one that sees its mirror image is as wrong as can be."""
+    corpus = _TwoStudies()
+    assert held_out_auroc(_Reads(corpus, mirrored=False), corpus) == {"nodule": 1.0, "stone": 1.0}  # type: ignore[arg-type]
+    assert held_out_auroc(_Reads(corpus, mirrored=True), corpus)["nodule"] == 0.0  # type: ignore[arg-type]
+
+
+class _TwoStudies:
+    """Two chests with a nodule on one side and two abdomens, one with a stone in the middle."""
+
+    world = SimpleNamespace(findings=(("nodule", True), ("stone", False)))
+    vocabulary = [SimpleNamespace(findings=(f,)) for f in (("nodule", True), ("stone", False))] * 2
+
+    def __init__(self) -> None:
+        cover = np.zeros((4, 1, 4, 4, 2), np.uint8)
+        cover[0, 0, 1, 0, 0], cover[2, 0, 2, 3, 0], cover[1, 0, 2, 1, 1] = 255, 40, 9
+        cover[3, 0, :, :, 0] = 255  # of another region: counts for nobody
+        self.cover, self.views = cover.reshape(4, 1, 16, 2), np.arange(4)[:, None, None, None, None]
+
+    def held_out(self, num: int) -> range:
+        """All of them."""
+        return range(4)
+
+
+class _Reads(torch.nn.Module):
+    """Takes a study's number for its picture, and answers with its truth."""
+
+    def __init__(self, corpus: _TwoStudies, *, mirrored: bool) -> None:
+        super().__init__()
+        self.here = torch.nn.Parameter(torch.zeros(1))
+        squares = torch.from_numpy(corpus.cover).float().view(4, 1, 4, 4, 2)
+        self.answers = (squares.flip(3) if mirrored else squares).reshape(4, 1, 16, 2)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The truth twice."""
+        answer = self.answers[int(pixels.flatten()[0])]
+        return answer, answer
 
 
 def test_slices_move_by_whole_patches_and_their_targets_with_them() -> None:

@@ -67,7 +67,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Recipe:
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     return recipe.Recipe(
-        work=tmp_path / "work", out=tmp_path / "out", studies=20, utterances=40, coarser=6.0,
+        work=tmp_path / "work", out=tmp_path / "out", studies=20, crowd=12, utterances=40, coarser=6.0,
         vision_steps=2, audio_steps=2, language_steps=4, together_steps=2, num_workers=2,
     )  # fmt: skip
 
