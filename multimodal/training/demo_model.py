@@ -42,7 +42,7 @@ SIZES = {
     "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-mip", 12), 4, _STEM),
     "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-mip", 12), 4, _STEM),
     "base": Size(
-        256, 6, 6, 384, 8, Frame("crossread-ct-large", 14), 7, (*_STEM, (192, 1))
+        256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, (*_STEM, (192, 1))
     ),  # 59 MB
 }
 HEAD_WIDTH = 64  # attention of 32 takes twice as long, on a CPU as on a GPU
