@@ -224,7 +224,9 @@ class Packer:
         presence, log_size = self.model.finding_head(features)
         cover = move(seen.cover, self.model.device).flatten(0, 1).float() / 255.0
         unknown = torch.full_like(cover[:, 0], float("nan"))
-        return loss + dense_loss(presence, log_size, cover, unknown, move(self.shown, cover.device))
+        return loss + dense_loss(
+            presence, log_size, cover, unknown, shown=move(self.shown, cover.device)
+        )
 
     def study_logits(
         self, packed: Packed, seen: Seen, blank: bool = False

@@ -78,6 +78,7 @@ def dense_loss(
     log_size: torch.Tensor,
     cover: torch.Tensor,
     size_mm: torch.Tensor,
+    *,
     shown: torch.Tensor,
 ) -> torch.Tensor:
     """Focal loss (Lin et al. 2017) of the patches plus the size error where the finding is.
@@ -139,7 +140,7 @@ def train_vision(
             presence, log_size = model.head(features)
             contrast = both["contrast"](features, move(batch.words, device))
         dense = dense_loss(presence.float(), log_size.float(), move(slices.cover, device),
-                           move(slices.size_mm, device), shown)  # fmt: skip
+                           move(slices.size_mm, device), shown=shown)  # fmt: skip
         return "dense and contrast", dense + CONTRAST * contrast
 
     def check() -> str:

@@ -150,7 +150,7 @@ def test_dense_loss_is_the_focal_loss_over_the_patches_that_should_show_it() -> 
     right = torch.where(cover > 0, logits.sigmoid(), 1 - logits.sigmoid())
     focal = -((1 - right) ** 2) * right.log()
     wanted = (focal.sum((0, 1)) / (2 * shown)).mean()
-    given = dense_loss(logits, torch.zeros(2, 5, 3), cover, unknown, shown)
+    given = dense_loss(logits, torch.zeros(2, 5, 3), cover, unknown, shown=shown)
     assert given.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_dense_loss_pulls_sizes_only_where_the_finding_is() -> None:
     size = torch.zeros(1, 4, 1, requires_grad=True)
     cover = torch.tensor([0.0, 1.0, 0.0, 0.5]).view(1, 4, 1)
     millimetres = torch.full((1, 1), 20.0)
-    dense_loss(torch.zeros(1, 4, 1), size, cover, millimetres, torch.ones(1)).backward()
+    dense_loss(torch.zeros(1, 4, 1), size, cover, millimetres, shown=torch.ones(1)).backward()
     assert size.grad is not None
     assert (size.grad.flatten() != 0).tolist() == [False, True, False, True]
 
@@ -175,7 +175,7 @@ def test_every_finding_counts_the_same_however_many_patches_show_it() -> None:
     logits = torch.full((2, 40, 2), -8.0, requires_grad=True)
     unknown = torch.full((2, 2), float("nan"))
     shown = torch.tensor([1.0, 20.0])
-    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, shown).backward()
+    dense_loss(logits, torch.zeros(2, 40, 2), cover, unknown, shown=shown).backward()
     pull = logits.grad.sum((0, 1))  # type: ignore[union-attr]
     assert pull[0].item() == pytest.approx(pull[1].item(), rel=0.02)
 
