@@ -152,6 +152,14 @@ _READING_ROOM = {
 }
 # what is known of a series, and of whom it is; why one opens first: `encoders.dicom.choice.WISHES`
 _SERIES = {
+    "volume_of_image": (
+        "slices of one orientation, matrix and spacing",
+        "各层方向、矩阵与间距一致",
+    ),
+    "volume_of_reformat": (
+        "slices of one orientation, matrix and spacing, reformatted from others",
+        "各层方向、矩阵与间距一致，由其他影像重组",
+    ),
     "modality": ("modality", "模态"),
     "body_part": ("body part", "部位"),
     "sex": ("sex", "性别"),
@@ -168,16 +176,16 @@ _SERIES = {
     "plane": ("plane", "平面"),
     "true": ("yes", "有"),
     "false": ("no", "无"),
-    "PatientName": ("PatientName", "患者姓名"),
-    "PatientID": ("PatientID", "患者编号"),
-    "PatientBirthDate": ("PatientBirthDate", "出生日期"),
-    "PatientSex": ("PatientSex", "性别"),
-    "StudyDate": ("StudyDate", "检查日期"),
-    "AccessionNumber": ("AccessionNumber", "检查号"),
-    "StudyDescription": ("StudyDescription", "检查描述"),
-    "SeriesDescription": ("SeriesDescription", "序列描述"),
-    "InstitutionName": ("InstitutionName", "机构名称"),
-    "ReferringPhysicianName": ("ReferringPhysicianName", "申请医师"),
+    "PatientName": ("patient's name", "患者姓名"),
+    "PatientID": ("patient's number", "患者编号"),
+    "PatientBirthDate": ("date of birth", "出生日期"),
+    "PatientSex": ("sex", "性别"),
+    "StudyDate": ("date of the study", "检查日期"),
+    "AccessionNumber": ("accession number", "检查号"),
+    "StudyDescription": ("study description", "检查描述"),
+    "SeriesDescription": ("series description", "序列描述"),
+    "InstitutionName": ("institution", "机构名称"),
+    "ReferringPhysicianName": ("referring physician", "申请医师"),
     "a picture of the patient, no screen or localizer": (
         "a picture of the patient, no screen or localizer",
         "是患者影像，不是截屏或定位像",

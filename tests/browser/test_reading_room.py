@@ -348,6 +348,10 @@ def test_problems_and_errors_are_told_in_the_pages_language(
         assert (TABLE[code][1] in item.inner_text()) is bool(column)
         assert item.locator("code").get_attribute("title") == TABLE[code][column]
     assert "1 slice is missing" in page.locator(".cr-more").first.inner_text()
+    assert page.locator(".cr-row small").inner_text() == TABLE["volume_of_image"][column]
+    page.get_by_text(TABLE["about_series"][column]).click()
+    names = page.locator(".cr-facts dt").all_inner_texts()
+    assert {TABLE[key][column] for key in ("plane", "num_slices", "PatientName")} <= {*names}
     upload.set_input_files(tmp_path / "notes.txt")
     told = page.get_by_text("no DICOM image found (notes.txt")
     told.wait_for()

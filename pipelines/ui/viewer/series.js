@@ -36,7 +36,8 @@ class SeriesList {
     const spacing = [gaps, ...(series.spacing_mm ?? []).map((mm) => mm.toFixed(2))].filter(Boolean).join(" × ");
     const facts = [size, spacing && `${spacing} mm`, series.kernel].filter(Boolean).join(" · ");
     const words = element("span", "cr-words", element("b", "", name.filter(Boolean).join(" ")), element("span", "", facts));
-    words.append(element("small", "", series.risky ? say("risky") : series.reason));
+    const reason = series.is_volume ? say(`volume_of_${series.kind}`) : series.reason;
+    words.append(element("small", "", series.risky ? say("risky") : reason));
     const row = element("button", "cr-row", picture, words);
     row.type = "button";
     row.setAttribute("aria-pressed", String(series.key === this.study.chosen));
