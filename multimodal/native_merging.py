@@ -236,18 +236,19 @@ class Merger:
         return self._kept[key]
 
     def _count(self, name: str, prompt: Prompt) -> None:
-        for kind in prompt.kinds:
-            self.measures.count(name, kind)
+        for modality in prompt.modalities:
+            self.measures.count(name, modality)
 
     def _measure(self, jobs: Sequence[_Job], seconds: float) -> None:
-        """Each kind's share of the time is that of its media tokens."""
+        """Each modality's share of the time is that of its media tokens."""
         self.measures.observe("encoder_batch_size", sum(len(job.prompt.kinds) for job in jobs))
         tokens: Counter[str] = Counter()
         for job in jobs:
             told = job.prompt.tokens_by_modality
-            tokens.update(dict.fromkeys(job.prompt.kinds, 1) if told is None else told)
-        for kind, count in tokens.items():
-            self.measures.observe("encoder_time_seconds", seconds * count / tokens.total(), kind)
+            tokens.update(dict.fromkeys(job.prompt.modalities, 1) if told is None else told)
+        for modality, count in tokens.items():
+            share = count / tokens.total()
+            self.measures.observe("encoder_time_seconds", seconds * share, modality)
 
 
 def joined(prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:

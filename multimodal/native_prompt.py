@@ -67,6 +67,12 @@ class Prompt:
     problems: tuple[Problem, ...] = ()
 
     @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Of each medium, in order: a study is shown as pictures, but the layout knows better."""
+        told = {span.source.part: span.source.modality for span in self.layout}
+        return tuple(told.get(part, kind) for part, kind in enumerate(self.kinds))
+
+    @property
     def tokens_by_modality(self) -> Mapping[Modality, int] | None:
         """How many tokens stand for media of each modality; None where the layout does not tell."""
         told: Counter[Modality] = Counter()

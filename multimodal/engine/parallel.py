@@ -20,7 +20,7 @@ from multimodal.engine import sequence as seq
 from multimodal.engine.runner import PackedRunner
 
 _LEADER = 0
-GONE = "a process that runs a share of the model ended; the model has to be loaded again"
+GONE = "a process that runs a share of the model ended; the model has to be loaded again (a server does)"
 
 
 class LeadingRunner:

@@ -14,6 +14,7 @@ from encoders.errors import InvalidOption, ModelUnavailable
 from multimodal.backends import DEMO, GenerateOptions, collect, load_backend
 from multimodal.messages import user
 from multimodal.native import NativeBackend
+from multimodal.native_split import _free_port, _Job, _join
 from multimodal.process import BackendProcess
 from tests.multimodal.test_native_answers import SHORT, reference
 from tests.waiting import wait_until
@@ -100,6 +101,13 @@ def test_without_one_of_its_ranks_a_model_in_this_process_refuses_at_once(
         collect(split.generate(ASKED, SHORT))
     wait_until(lambda: _refuses(split.load), "it says so")
     split.close()
+
+
+def test_a_rank_that_ends_before_it_is_there_is_not_waited_for() -> None:
+    lost = threading.Event()
+    lost.set()
+    with pytest.raises(ModelUnavailable, match="ended"):
+        _join(0, _Job("nowhere", "auto", 2, _free_port(), 0), lost)
 
 
 def _refuses(call: Callable[[], Any]) -> bool:

@@ -257,6 +257,8 @@ def test_a_follow_up_runs_its_own_words_only(
     run = backend.load().counters["prompt_tokens"] - before
     assert (first.usage.encoded_media, again.usage.encoded_media) == (1, 0)
     assert run < 0.05 * again.usage.prompt_tokens
+    totals = backend.load().measured.totals
+    assert totals["encoder_cache_hits", "dicom"] >= 1  # not as the picture that it is shown as
     assert again.text == reference(backend, asked)
 
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ class Scripted(makers.FakeBackend):
 
     def __post_init__(self) -> None:
         self.closed_prompts: dict[str, float] = {}
+        self.lost = False
 
     def generate(self, messages: Any, options: Any = None) -> Iterator[Token | Finished]:
         match messages[-1].text.split()[0]:
@@ -53,6 +55,8 @@ class Scripted(makers.FakeBackend):
                 raise RuntimeError("patient Zebra")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "lose":
+                self.lost = True
             case "endless":
                 return self._endless(messages[-1].text)
         return super().generate(messages, options)
@@ -66,6 +70,8 @@ class Scripted(makers.FakeBackend):
             self.closed_prompts[prompt] = 1
 
     def load(self) -> Load:
+        if self.lost:
+            raise ModelUnavailable("a part of the model is gone")
         return Load(running=1, counters=dict(self.closed_prompts), measured=MEASURED)
 
 
@@ -149,6 +155,21 @@ def test_when_the_process_is_killed_everyone_waiting_is_told_and_it_comes_back()
         collect(process.generate([user("die")]))
     process.close()
     assert not process.alive
+
+
+def test_a_backend_that_cannot_say_how_busy_it_is_is_started_again_with_its_process() -> None:
+    """As one of several ranks does whose neighbour died: its process lives and can answer nobody."""
+    process = BackendProcess(Scripted)
+    other = process.generate([user("endless")])
+    assert next(other) == Token("more ")
+    with suppress(ModelUnavailable):  # it may be gone before its answer is through
+        collect(process.generate([user("lose")]))
+    with pytest.raises(ModelUnavailable, match="started again"):
+        collect(other)
+    wait_until(lambda: process.restarts == 1, "it is started again")
+    process.wait_ready(PATIENCE_S)
+    assert collect(process.generate([user("list")])).text == "no findings"
+    process.close()
 
 
 def test_a_process_that_stands_still_is_not_alive() -> None:
