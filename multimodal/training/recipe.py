@@ -83,7 +83,7 @@ class Recipe:
     coarser: float = 2.5
     size: str = "small"
     studies: int = 6000
-    crowd: int = 4000
+    crowd: int = 8000
     utterances: int = 4000
     vision_steps: int = 3000
     audio_steps: int = 2400

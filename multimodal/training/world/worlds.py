@@ -105,8 +105,11 @@ def random_body(
     *,
     crowded: bool = False,
 ) -> Body:
-    """A person's region with findings; what is not given is drawn at random."""
-    region = region or REGIONS[rng.choice(3, p=_SHARES)]
+    """A person's region with findings; what is not given is drawn at random.
+
+    Crowded ones are of every region alike: eyes need as many livers as lungs to learn from.
+    """
+    region = region or REGIONS[rng.choice(3, p=None if crowded else _SHARES)]
     wanted = random_keys(region, rng, crowded=crowded) if keys is None else keys
     return _MAKE[region](rng, wanted)
 

@@ -10,7 +10,14 @@ import pytest
 from encoders.dicom import PROFILES, load_volume, make_views, write_ct_series
 from multimodal.training.corpus import to_volume
 from multimodal.training.world.canvas import Canvas
-from multimodal.training.world.findings import KIND_OF, KINDS, Key, keys_of, random_keys
+from multimodal.training.world.findings import (
+    KIND_OF,
+    KINDS,
+    REGIONS,
+    Key,
+    keys_of,
+    random_keys,
+)
 from multimodal.training.world.scan import Position, Scan, finish, random_scan
 from multimodal.training.world.worlds import random_body, scanned, truth_of
 
@@ -145,3 +152,9 @@ def test_a_crowded_body_has_most_of_what_can_come_together_and_still_hides_nothi
     for keys in crowded:
         for side in ("right", "left"):
             assert not {("consolidation", side), ("mass", side)} <= set(keys)
+
+
+def test_crowded_bodies_are_of_every_region_alike() -> None:
+    drawn = [random_body(np.random.default_rng((9, s)), crowded=True).region for s in range(300)]
+    counts = [drawn.count(region) for region in REGIONS]
+    assert min(counts) > 75  # 100 expected, 3 standard deviations are 24
