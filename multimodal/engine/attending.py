@@ -6,7 +6,7 @@ The rows of answers come first, one a sequence, then the rows of prompts and of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,23 @@ ATTENTION = "crossread_packed"
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a pass that belong to one sequence, and the places that they attend to."""
+    """Rows of a pass that belong to one sequence, and the places that they attend to.
+
+    Attributes:
+        rows: of the pass.
+        asked: which of the queries are theirs; fewer than rows where not all attend.
+        new: places of the rows' own keys and values.
+        places: all that may be attended to.
+        mask: bool `[asked, places]`; None where they attend to all, or to what stands before them.
+        is_causal: whether that holds for rows that are all there is.
+    """
 
     rows: slice
-    new: slice  # places of the rows' own keys and values
+    asked: slice
+    new: slice
     places: slice
-    mask: torch.Tensor | None  # None where each attends to what stands before it
+    mask: torch.Tensor | None
+    is_causal: bool
 
 
 @dataclass(frozen=True)
@@ -39,39 +50,56 @@ class Plan:
     Attributes:
         runs: of the first rows, one row a sequence: the first place of each and how many it reads.
         parts: all rows behind them.
+        wanted: the rows that a last layer runs to the end, as nobody predicts from the others;
+            None for all.
+        last: how these attend.
     """
 
     pool: Pool
     runs: np.ndarray
     parts: tuple[Part, ...]
+    wanted: torch.Tensor | None = None
+    last: Plan | None = None
 
 
 def plan_of(segments: Sequence[Segment], pool: Pool, device: torch.device) -> Plan:
     """The plan of a pass that runs these segments in this order."""
     runs: list[tuple[int, int]] = []
     parts: list[Part] = []
-    at = 0
+    at, wanted, rest = 0, list[int](), list[Part]()
     for segment in segments:
-        start, done = segment.sequence.place.start, segment.sequence.done
-        until = done + segment.count
-        if segment.count == 1 and not parts:
-            runs.append((start, until))
+        start, done, count = segment.sequence.place.start, segment.sequence.done, segment.count
+        if count == 1 and not parts:
+            runs.append((start, done + 1))
+            wanted.append(at)
         else:
-            mask = _mask(done, segment.count, segment.groups) if done or segment.groups else None
-            parts.append(Part(
-                slice(at, at + segment.count), slice(start + done, start + until),
-                slice(start, start + until), None if mask is None else mask.to(device),
-            ))  # fmt: skip
-        at += segment.count
-    return Plan(pool, np.array(runs, np.int64).reshape(-1, 2), tuple(parts))
+            rows, num = slice(at, at + count), max(segment.num_logits, 1)
+            mask = _mask(done, count, segment.groups) if done or segment.groups else None
+            part = Part(
+                rows, rows, slice(start + done, start + done + count),
+                slice(start, start + done + count), None if mask is None else mask.to(device),
+                mask is None,
+            )  # fmt: skip
+            parts.append(part)
+            asked = slice(len(wanted), len(wanted) + num)
+            if num < count:  # of a prompt its last row, which attends to all
+                part = replace(part, asked=asked, mask=None, is_causal=False)
+            rest.append(replace(part, asked=asked))
+            wanted += range(at + count - num, at + count)
+        at += count
+    plan = Plan(pool, np.array(runs, np.int64).reshape(-1, 2), tuple(parts))
+    if len(wanted) == at:
+        return plan
+    rows = torch.tensor(wanted, dtype=torch.int64, device=device)
+    return replace(plan, wanted=rows, last=replace(plan, parts=tuple(rest)))
 
 
 def attend(
     plan: Plan, layer: int, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scaling: float
 ) -> torch.Tensor:
-    """Attention of all rows, `[rows, heads, dim]`; their keys and values go into the pool.
+    """Attention of all queries, `[queries, heads, dim]`; keys and values go into the pool.
 
-    `rows` are queries `[rows, heads, dim]`, keys and values `[rows, kv_heads, dim]`.
+    `rows` are queries `[queries, heads, dim]`, keys and values `[rows, kv_heads, dim]`.
     """
     query, key, value = rows
     pool, single = plan.pool.layer(layer, key, value), len(plan.runs)
@@ -91,11 +119,11 @@ def attend(
         keys[:, part.new] = key[part.rows].transpose(0, 1)
         values[:, part.new] = value[part.rows].transpose(0, 1)
         done = scaled_dot_product_attention(
-            query[None, part.rows].transpose(1, 2), keys[None, :, part.places],
-            values[None, :, part.places], part.mask, is_causal=part.mask is None, scale=scaling,
+            query[None, part.asked].transpose(1, 2), keys[None, :, part.places],
+            values[None, :, part.places], part.mask, is_causal=part.is_causal, scale=scaling,
             enable_gqa=query.shape[1] > key.shape[1],
         )  # fmt: skip
-        out[part.rows] = done[0].transpose(0, 1)
+        out[part.asked] = done[0].transpose(0, 1)
     return out
 
 

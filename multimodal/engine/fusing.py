@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from multimodal.engine.attending import Plan, attend
+from multimodal.sparse import SparseMLP
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -21,17 +22,23 @@ _TOLERANCE = 1e-4  # of the largest logit
 
 
 class FusedLayer(nn.Module):
-    """A decoder layer over the modules of the one it is made from."""
+    """A decoder layer over the modules of the one it is made from.
 
-    def __init__(self, layer: Any) -> None:
+    Args:
+        layer: of transformers.
+        is_last: of the model: only rows that are predicted from are run to the end.
+    """
+
+    def __init__(self, layer: Any, is_last: bool) -> None:
         super().__init__()
         attention = layer.self_attn
+        self.is_last = is_last
         self.scaling, self.layer_idx = attention.scaling, attention.layer_idx
         self.head_dim = attention.head_dim
         self.before, self.behind = (getattr(layer, name) for name in _NORMS)
         self.query, self.key, self.value, self.out = (getattr(attention, n) for n in _PROJECTIONS)
         self.query_norm, self.key_norm = (getattr(attention, f"{n}_norm", None) for n in "qk")
-        self.mlp = layer.mlp
+        self.mlp = FusedMLP(layer.mlp) if _is_swish(layer.mlp) else layer.mlp
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
 
@@ -43,28 +50,57 @@ class FusedLayer(nn.Module):
         plan: Plan,
         **others: Any,
     ) -> torch.Tensor:
-        """`[1, rows, hidden]` -> the same; called as transformers calls its own layers."""
-        x = _norm(self.before, hidden_states[0])
-        query, key, value = (
-            project(x).unflatten(-1, (-1, self.head_dim))
-            for project in (self.query, self.key, self.value)
-        )
-        query, key = self._placed(query, key, position_embeddings)
-        attended = attend(plan, self.layer_idx, (query, key, value), self.scaling)
-        hidden_states = hidden_states + self.out(attended.flatten(1))
-        return hidden_states + self.mlp(_norm(self.behind, hidden_states))
+        """`[1, rows, hidden]` -> the same; called as transformers calls its own layers.
 
-    def _placed(
-        self, query: torch.Tensor, key: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys turned by their positions."""
+        Of a last layer, rows that nobody predicts from stay what they were.
+        """
+        x, (cosine, sine) = hidden_states[0], (angles[0] for angles in position_embeddings)
+        normed = _norm(self.before, x)
+        key = self._turned(self.key(normed), cosine, sine, self.key_norm)
+        kept = key, self._heads(self.value(normed))
+        asking = x, normed, cosine, sine
+        if not self.is_last or plan.last is None or plan.wanted is None:
+            return self._answered(plan, asking, kept)[None]
+        few = tuple(rows[plan.wanted] for rows in asking)
+        return x.index_copy(0, plan.wanted, self._answered(plan.last, few, kept))[None]
+
+    def _answered(
+        self, plan: Plan, asking: tuple[torch.Tensor, ...], kept: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Rows, as they are and normed, and their angles -> the same after attention and MLP."""
+        x, normed, cosine, sine = asking
+        query = self._turned(self.query(normed), cosine, sine, self.query_norm)
+        x = x + self.out(attend(plan, self.layer_idx, (query, *kept), self.scaling).flatten(1))
+        return x + self.mlp(_norm(self.behind, x))
+
+    def _heads(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(len(rows), -1, self.head_dim)
+
+    def _turned(
+        self, rows: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, norm: Any
+    ) -> torch.Tensor:
+        """Queries or keys, turned by their positions."""
         from multimodal.kernels.decoding_cpu import rotate
 
-        if self.query_norm is not None:
-            query, key = _norm(self.query_norm, query), _norm(self.key_norm, key)
-        for rows in (query, key):
-            rotate(rows, angles[0][0], angles[1][0])
-        return query, key
+        heads = self._heads(rows)
+        if norm is not None:
+            heads = _norm(norm, heads)
+        rotate(heads, cosine, sine)
+        return heads
+
+
+class FusedMLP(nn.Module):
+    """A gated MLP whose gate is a swish, over the layers of the one it is made from."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[rows, hidden]` -> the same."""
+        from multimodal.kernels.decoding_cpu import swish_product
+
+        return self.down_proj(swish_product(self.gate_proj(x), self.up_proj(x)))
 
 
 def fuse(model: nn.Module, probe: Callable[[], torch.Tensor]) -> bool:
@@ -79,7 +115,7 @@ def fuse(model: nn.Module, probe: Callable[[], torch.Tensor]) -> bool:
         return False
     wanted = probe()
     for parent, name, child in found:
-        setattr(parent, name, FusedLayer(child))
+        setattr(parent, name, FusedLayer(child, is_last=child is found[-1][2]))
     try:
         worst = (probe() - wanted).abs().max()
     except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):
@@ -105,6 +141,13 @@ def _fits(layer: Any) -> bool:
         # a hook (tensor parallel has some) may change what a module takes or gives
         and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     )
+
+
+def _is_swish(mlp: Any) -> bool:
+    """Whether an MLP is gated by a swish, and dense."""
+    parts = ("gate_proj", "up_proj", "down_proj")
+    swish = type(getattr(mlp, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+    return swish and not isinstance(mlp, SparseMLP) and all(hasattr(mlp, p) for p in parts)
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:

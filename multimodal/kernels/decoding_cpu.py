@@ -1,17 +1,17 @@
 """What a decoder does beside its matrix products, in float32 on a CPU, compiled by numba at first use.
 
-`decode_attention` reads a row's keys once for all heads that share them; `rms_norm` and `rotate` do in
-one pass what torch does in a dozen. All let go of the interpreter's lock, so that rows are shared out
-among as many threads as torch has.
+`decode_attention` reads a row's keys once for all heads that share them; `rms_norm`, `rotate` and
+`swish_product` do in one pass what torch does in several. All let go of the interpreter's lock, so that
+rows are shared out among as many threads as torch has.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numba
@@ -42,19 +42,22 @@ def decode_attention(
     def attend(at: slice) -> None:
         _attend(q[at], k[at], v[at], keys, values, runs[at], np.float32(scaling), o[at])
 
-    _share_out(attend, runs[:, 1] * keys.shape[0] * keys.shape[2])
+    lengths = runs[:, 1]
+    _share_out(attend, len(runs), int(lengths.sum()) * k[0].size, lengths)
     return out
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Each row of `[..., n]` over the root of its mean square, times `weight [n]`."""
     out = torch.empty_like(x)
-    rows, normed, by = x.flatten(0, -2).numpy(), out.flatten(0, -2).numpy(), weight.detach().numpy()
+    width = x.shape[-1]
+    rows, normed = x.view(-1, width).numpy(), out.view(-1, width).numpy()
+    by = weight.detach().numpy()
 
     def norm(at: slice) -> None:
         _norm(rows[at], by, np.float32(epsilon), normed[at])
 
-    _share_out(norm, np.full(*rows.shape))
+    _share_out(norm, len(rows), rows.size)
     return out
 
 
@@ -65,20 +68,33 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
     def turn(at: slice) -> None:
         _rotate(rows[at], cosines[at], sines[at])
 
-    _share_out(turn, np.full(len(rows), x[0].numel()))
+    _share_out(turn, len(rows), rows.size)
 
 
-def _share_out(run: Callable[[slice], None], costs: np.ndarray) -> None:
-    """Let threads run parts of the rows that cost about as much."""
-    total = costs.cumsum()
-    num = min(torch.get_num_threads(), 1 + int(total[-1]) // _SHARE)
-    if num == 1:
-        run(slice(len(costs)))
+def swish_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Swish of `gate` (Ramachandran et al. 2017, arXiv 1710.05941) times `up`, in place of `gate`."""
+    gates, ups = gate.view(-1).numpy(), up.view(-1).numpy()
+
+    def multiply(at: slice) -> None:
+        _swish_product(gates[at], ups[at])
+
+    _share_out(multiply, len(gates), len(gates))
+    return gate
+
+
+def _share_out(
+    run: Callable[[slice], None], num: int, cost: int, costs: np.ndarray | None = None
+) -> None:
+    """Let threads run parts of `num` rows that cost about as much; alike without `costs`."""
+    threads = min(torch.get_num_threads(), 1 + cost // _SHARE)
+    if threads == 1:
+        run(slice(num))
         return
-    cuts = np.searchsorted(total, total[-1] * np.arange(1, num) / num).tolist()
-    bounds = sorted({0, *cuts, len(costs)})
+    total = np.arange(1, num + 1) if costs is None else costs.cumsum()
+    cuts = np.searchsorted(total, total[-1] * np.arange(1, threads) / threads).tolist()
+    bounds = sorted({0, *cuts, num})
     parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-    list(_helpers(num, os.getpid()).map(run, parts))
+    list(_helpers(threads, os.getpid()).map(run, parts))
 
 
 @cache
@@ -87,12 +103,34 @@ def _helpers(num: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num, "decoding")
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    options: Any = {"fastmath": _FAST, "error_model": "numpy", "nogil": True}
+def _compiled(function: Callable[..., Any], fast: Collection[str] = _FAST) -> Callable[..., Any]:
+    options: Any = {"fastmath": {*fast}, "error_model": "numpy", "nogil": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # there is nowhere to keep it: each process compiles anew
         return numba.njit(**options)(function)
+
+
+# terms in the order in which they are written: the rest of `x` is exact only so
+@partial(_compiled, fast=("contract",))
+def _exp(x: Any) -> Any:
+    """To 2e-7 of its value, vectorised, which a call of `np.exp` for each number is not.
+
+    2**n times a polynomial for the rest, within half of log 2 (Moshier's Cephes, expf).
+    """
+    x = np.float32(-87) if x < np.float32(-87) else x  # a comparison that lets NaN through
+    x = np.float32(88) if x > np.float32(88) else x
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    x = x - n * np.float32(0.693359375)
+    x = x - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * x + np.float32(1.3981999507e-3)
+    p = p * x + np.float32(8.3334519073e-3)
+    p = p * x + np.float32(4.1665795894e-2)
+    p = p * x + np.float32(1.6666665459e-1)
+    p = p * x + np.float32(5.0000001201e-1)
+    p = p * x * x + x + np.float32(1)
+    return p * np.int32((np.int32(n) + 127) << 23).view(np.float32)
 
 
 @_compiled
@@ -101,9 +139,15 @@ def _softmax(scores: Any) -> None:
     for score in scores:
         top = max(top, score)
     for at in range(len(scores)):
-        scores[at] = np.exp(scores[at] - top)
+        scores[at] = _exp(scores[at] - top)
         total += scores[at]
     scores /= total
+
+
+@_compiled
+def _swish_product(gate: Any, up: Any) -> None:
+    for at in range(len(gate)):
+        gate[at] = gate[at] / (np.float32(1) + _exp(-gate[at])) * up[at]
 
 
 @_compiled

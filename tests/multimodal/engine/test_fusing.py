@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multimodal.backends import GenerateOptions
 from multimodal.engine.fusing import FusedLayer, fuse
 from multimodal.engine.runner import PackedRunner
+from multimodal.engine.sequence import Segment, Sequence
 from multimodal.kernels import attention, decoding_cpu
 from tests import makers
 
@@ -72,6 +74,27 @@ def test_what_is_no_number_stays_in_its_row() -> None:
     assert got[[0, 2, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_swish_product_equals_torchs_far_out_too(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_cpu, "_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    line = torch.linspace(-120, 120, 4001)
+    gate = torch.cat([line, torch.tensor([0.0, -1e30, 1e30, torch.nan])]).expand(3, -1).contiguous()
+    up = torch.randn(gate.shape, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.silu(gate.double()) * up
+    got = decoding_cpu.swish_product(gate.clone(), up)
+    torch.testing.assert_close(got, wanted.float(), rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+def test_softmax_of_scores_far_apart_equals_torchs() -> None:
+    scores = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 30
+    got = scores.clone()
+    decoding_cpu._softmax(got.numpy())
+    torch.testing.assert_close(got, scores.softmax(-1), rtol=2e-5, atol=1e-30)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_layers_of_the_kind_of_llama_are_fused_and_give_the_same_logits(kind: str) -> None:
     model = makers.backbone(kind)
@@ -83,6 +106,23 @@ def test_layers_of_the_kind_of_llama_are_fused_and_give_the_same_logits(kind: st
         assert not any(isinstance(m, FusedLayer) for m in model.modules())
         wanted = model(input_ids=ids[None]).logits[0, -1]
         torch.testing.assert_close(runner.probe(runner.model), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_layer_runs_only_rows_that_are_predicted_from() -> None:
+    model = makers.backbone("llama")
+    with torch.inference_mode():
+        runner = PackedRunner(model, 64)
+        embeds = model.get_input_embeddings()(torch.arange(9))
+        sequence = Sequence(GenerateOptions(max_new_tokens=2), embeds, np.arange(9), bool)
+        runner.open(sequence)
+        rows: list[int] = []
+        layers = runner.model.model.layers
+        for layer in (layers[0], layers[-1]):
+            layer.out.register_forward_hook(lambda _, given, out: rows.append(len(out)))
+        got = runner.forward([Segment(sequence, 9, 1)])[0][0]
+        wanted = model(input_ids=torch.arange(9)[None]).logits[0, -1]
+    assert rows == [9, 1]
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["phi3", "olmoe"])
