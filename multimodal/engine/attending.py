@@ -82,7 +82,8 @@ def plan_of(segments: Sequence[Segment], pool: Pool, device: torch.device) -> Pl
             )  # fmt: skip
             parts.append(part)
             asked = slice(len(wanted), len(wanted) + num)
-            if num < count:  # of a prompt its last row, which attends to all
+            if num < count:  # of a prompt, of which only the last row may be predicted from
+                assert num == 1
                 part = replace(part, asked=asked, mask=None, is_causal=False)
             rest.append(replace(part, asked=asked))
             wanted += range(at + count - num, at + count)
@@ -90,8 +91,8 @@ def plan_of(segments: Sequence[Segment], pool: Pool, device: torch.device) -> Pl
     plan = Plan(pool, np.array(runs, np.int64).reshape(-1, 2), tuple(parts))
     if len(wanted) == at:
         return plan
-    rows = torch.tensor(wanted, dtype=torch.int64, device=device)
-    return replace(plan, wanted=rows, last=replace(plan, parts=tuple(rest)))
+    kept = torch.tensor(wanted, dtype=torch.int64, device=device)
+    return replace(plan, wanted=kept, last=replace(plan, parts=tuple(rest)))
 
 
 def attend(

@@ -71,7 +71,10 @@ def placed(model: Any, bfloat16: str = "") -> tuple[Choice, ...]:
     """Where a model is and in which numbers; `bfloat16` says what that would gain on a CPU."""
     entrance = entrance_of(model)
     on_cpu = entrance.type == "cpu"
-    why = f"exact{bfloat16}" if on_cpu else "the checkpoint's"
+    why = "the checkpoint's"
+    if on_cpu:
+        why = "exact" if model.dtype == torch.float32 else "asked for (float32 is exact)"
+        why += bfloat16
     return (
         Choice("device", str(entrance), "a GPU where there is one"),
         Choice("dtype", str(model.dtype).removeprefix("torch."), why),

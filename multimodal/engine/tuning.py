@@ -94,13 +94,12 @@ def _thread_seconds(layer: nn.Linear) -> tuple[tuple[int, float], ...]:
 
 
 def _bfloat16_gain(layer: nn.Linear) -> float:
-    if layer.weight.dtype != torch.float32:
-        return 1.0
-    half = copy.deepcopy(layer).to(torch.bfloat16)
+    """How much faster than in float32, whichever the layer is in."""
+    whole, half = (copy.deepcopy(layer).to(dtype) for dtype in (torch.float32, torch.bfloat16))
     x, y = _input(layer, torch.float32), _input(layer, torch.bfloat16)
     half(y)
     return statistics.median(
-        _seconds(lambda: layer(x)) / _seconds(lambda: half(y)) for _ in range(_TRIES)
+        _seconds(lambda: whole(x)) / _seconds(lambda: half(y)) for _ in range(_TRIES)
     )
 
 

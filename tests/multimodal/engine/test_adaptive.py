@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.errors import InvalidOption
 from multimodal.backends import GenerateOptions, collect
 from multimodal.engine.adaptive import AIMS, Adaptive, Cost, chosen
+from multimodal.engine.doctor import placed
 from multimodal.local import LocalBackend
 from multimodal.messages import user
+from tests import makers
 
 
 @given(fixed_ms=st.floats(0.1, 50), row_ms=st.floats(0.01, 5))
@@ -86,3 +89,14 @@ def test_the_doctor_tells_every_choice_with_its_reason_and_changes_no_answer(
     assert collect(backend.generate(asked, options)).text == before
     assert told.to_dict()["choices"][0]["what"] == "objective"
     backend.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "why"), [("float32", "exact; "), ("bfloat16", "asked for (float32")]
+)
+def test_the_doctor_calls_only_float32_exact(dtype: str, why: str) -> None:
+    model = makers.backbone("llama").to(getattr(torch, dtype))
+    told = {choice.what: choice for choice in placed(model, "; and what bfloat16 gains")}
+    assert told["dtype"].value == dtype
+    assert told["dtype"].why.startswith(why)
+    assert told["dtype"].why.endswith("; and what bfloat16 gains")

@@ -133,7 +133,10 @@ def test_the_backends_own_model_is_left_alone_and_its_changes_are_followed(
 def test_load_tells_what_share_of_each_layers_neurons_ran(
     tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prompt of n tokens runs dense, the m tokens behind it at half of the neurons."""
+    """A prompt of n tokens runs dense, the m tokens behind it at half of the neurons.
+
+    Of the prompt the last layer runs one token, which is predicted from.
+    """
     monkeypatch.setattr(tuning, "_sparse_gain", lambda mlp, rows, dtype: 2.0 if rows == 1 else 0.5)
     backend = LocalBackend(*compose(backbone=tiny_backbone, sparsity=SparsityConfig(sparsity=0.5)))
     backend.capabilities()  # makes and tries the engine
@@ -144,6 +147,8 @@ def test_load_tells_what_share_of_each_layers_neurons_ran(
     load = backend.load()
     steps = load.counters["new_tokens"] if usage.new_tokens < 5 else usage.new_tokens - 1
     told = load.measured.totals
-    for layer in ("0", "1"):  # of 64 neurons each
-        assert told["engine_mlp_neurons", layer] == 64 * (usage.prompt_tokens + steps)
-        assert told["engine_mlp_neurons_run", layer] == 64 * usage.prompt_tokens + 32 * steps
+    # of 64 neurons each
+    assert told["engine_mlp_neurons", "0"] == 64 * (usage.prompt_tokens + steps)
+    assert told["engine_mlp_neurons_run", "0"] == 64 * usage.prompt_tokens + 32 * steps
+    assert told["engine_mlp_neurons", "1"] == 64 * (1 + steps)
+    assert told["engine_mlp_neurons_run", "1"] == 32 * (1 + steps)
