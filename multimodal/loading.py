@@ -18,6 +18,7 @@ from multimodal.configuration import MultimodalConfig
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import MultimodalProcessor
 
+FASTEST = "fastest"  # a dtype yet to be chosen, by trying
 PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -41,7 +42,7 @@ def load_composite(
         )
     where = device_of(device)
     network, processor = _load_parts(model, dtype_of(dtype))
-    if dtype == "auto" and where == "cpu":
+    if dtype in ("auto", FASTEST) and where == "cpu":
         network = network.float()
     return network.to(where), processor
 
@@ -139,17 +140,25 @@ def entrance_of(model: Any) -> Any:
 
 
 def dtype_of(name: str) -> Any:
-    """torch's dtype of a name; "auto" stays as it is.
+    """torch's dtype of a name; "auto" stays as it is, and `FASTEST` begins as "auto".
 
     Raises:
         InvalidMessage: not a floating-point dtype.
     """
-    if name == "auto":
-        return name
+    if name in ("auto", FASTEST):
+        return "auto"
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InvalidMessage(f"dtype is {name!r}; use 'auto', 'float32', 'bfloat16' or 'float16'")
+        raise InvalidMessage(
+            f"dtype is {name!r}; use 'auto', 'fastest', 'float32', 'bfloat16' or 'float16'"
+        )
     return dtype
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; others emulate it, many times slower."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _load_parts(

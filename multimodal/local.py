@@ -39,9 +39,10 @@ from multimodal.engine.assembly import Assembled, assemble, objective_of
 from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.engine import Engine
 from multimodal.engine.grammar import Grammars, JsonConstraint
+from multimodal.engine.precision import fastest
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
-from multimodal.loading import load_composite, weights_sha256
+from multimodal.loading import FASTEST, load_composite, weights_sha256
 from multimodal.measures import Measured
 from multimodal.messages import Message, Study, value_of
 from multimodal.modeling import MultimodalForConditionalGeneration
@@ -62,6 +63,7 @@ class LocalBackend:
         novelty: distances from what it was validated on.
         folder: of its weights.
         objective: "ttft", "throughput" or "even"; None for `CROSSREAD_OBJECTIVE`, else "even".
+        dtype_why: what the model's dtype was chosen by, where it was.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class LocalBackend:
         *,
         folder: Path | None = None,
         objective: str | None = None,
+        dtype_why: str = "",
     ) -> None:
-        self._folder = folder
+        self._folder, self._dtype_why = folder, dtype_why
         self.model, self.processor, self.name = model.eval(), processor, name
         self._novelty = novelty
         self._encoder = MediaEncoder(model, processor)
@@ -100,7 +103,9 @@ class LocalBackend:
                     self.model.language_model,
                     partial(_way, sparse_mlps(self.model), changeable(self.model.parameters())),
                 )
-                made = assemble(network, self._model_len, self._adaptive, way)
+                made = assemble(
+                    network, self._model_len, self._adaptive, way, dtype_why=self._dtype_why
+                )
                 self.__dict__["_assembled"] = made
                 weakref.finalize(self, Engine.close, made.engine)
             return made
@@ -124,10 +129,17 @@ class LocalBackend:
         network, processor = load_composite(model, device=device, dtype=dtype)
         if sparsity is not None:
             set_sparsity(network, sparsity)
+        why = ""
+        if dtype == FASTEST:
+            chosen = fastest(network.eval().language_model, objective_of(objective))
+            network, why = network.to(chosen.dtype), str(chosen)
         folder = Path(model)
         home = folder if folder.is_dir() else None
         name = folder.resolve().name if home else str(model)
-        return cls(network, processor, name, load_novelty(folder), folder=home, objective=objective)
+        return cls(
+            network, processor, name, load_novelty(folder),
+            folder=home, objective=objective, dtype_why=why,
+        )  # fmt: skip
 
     @property
     def sparsity(self) -> float | None:
@@ -152,7 +164,10 @@ class LocalBackend:
         return self._over(self.model)
 
     def _over(self, model: MultimodalForConditionalGeneration) -> LocalBackend:
-        return LocalBackend(model, self.processor, self.name, self._novelty, folder=self._folder)
+        return LocalBackend(
+            model, self.processor, self.name, self._novelty, folder=self._folder,
+            objective=self._adaptive.objective, dtype_why=self._dtype_why,
+        )  # fmt: skip
 
     def capabilities(self) -> Capabilities:
         """What this composite can do."""

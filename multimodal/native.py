@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from multimodal.engine.adaptive import Adaptive
 from multimodal.engine.assembly import assemble, objective_of
 from multimodal.engine.doctor import Diagnosis, mapped
 from multimodal.engine.grammar import Grammars, JsonConstraint
-from multimodal.loading import devices_of, weights_sha256
+from multimodal.engine.precision import fastest
+from multimodal.loading import FASTEST, devices_of, weights_sha256
 from multimodal.messages import Message, Study
 from multimodal.native_engine import EngineLoop
 from multimodal.native_families import family_of
@@ -56,7 +57,9 @@ class NativeBackend:
         folder: Path | None = None,
         objective: str | None = None,
         split: SplitModel | None = None,
+        dtype_why: str = "",
     ) -> None:
+        self._dtype_why = dtype_why
         self.model, self.processor, self.name, self._folder = model, processor, name, folder
         text_config = model.config.get_text_config(decoder=True)
         max_len = int(getattr(text_config, "max_position_embeddings", 0) or 2**31)
@@ -79,6 +82,10 @@ class NativeBackend:
     ) -> NativeBackend:
         """Load a checkpoint's folder or Hub id; see `load_native`, and `SplitModel` for several ranks."""
         split = None
+        if dtype == FASTEST and (tensor_parallel > 1 or device_map is not None):
+            raise InvalidOption(
+                "dtype 'fastest' is tried in one process on one device; give the dtype by its name"
+            )
         if tensor_parallel > 1:
             if device_map is not None:
                 raise InvalidOption(
@@ -93,7 +100,28 @@ class NativeBackend:
         folder = Path(model)
         home = folder if folder.is_dir() else None
         name = folder.resolve().name if home else str(model)
-        return cls(network, processor, name, folder=home, objective=objective, split=split)
+        make = partial(cls, network, processor, name, folder=home, objective=objective)
+        if dtype != FASTEST:
+            return make(split=split)
+        tried = make()
+        chosen = fastest(tried.writer, objective_of(objective))
+        tried.close()
+        network.to(chosen.dtype)
+        return make(dtype_why=str(chosen))
+
+    @property
+    def writer(self) -> Any:
+        """The language model whose steps an engine runs.
+
+        Raises:
+            InvalidOption: there is no engine, requests take turns.
+        """
+        if isinstance(self.loop, EngineLoop):
+            return self.loop.model
+        raise InvalidOption(
+            f"{self.name} has no steps of an engine to try: {self.loop.one_by_one}; give the dtype by"
+            " its name"
+        )
 
     def _make_loop(
         self, max_len: int, adaptive: Adaptive, split: SplitModel | None
@@ -112,7 +140,8 @@ class NativeBackend:
                 merger.try_joining([(sample(kind), sample(kind, 1)) for kind in kinds])
             except IncompatibleModel as why:
                 return OwnLoop(self.model, f"it runs by transformers' own loop: {why}")
-        return EngineLoop(merger, assemble(merger.words, max_len, adaptive))
+        made = assemble(merger.words, max_len, adaptive, dtype_why=self._dtype_why)
+        return EngineLoop(merger, made)
 
     def capabilities(self) -> Capabilities:
         """What this checkpoint can do; what it was validated on, it does not say."""

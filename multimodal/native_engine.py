@@ -31,6 +31,7 @@ class EngineLoop:
 
     def __init__(self, merger: Merger | SplitModel, assembled: Assembled) -> None:
         self._merger, self._assembled = merger, assembled
+        self.model = assembled.model
         self.engine, self.one_by_one = self._assembled.engine, self._assembled.one_by_one
         weakref.finalize(self, Engine.close, self.engine)
 

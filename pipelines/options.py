@@ -18,7 +18,10 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Dtype = Annotated[
     str,
-    typer.Option(help="float32, bfloat16, float16, or auto: the checkpoint's, on a CPU float32."),
+    typer.Option(
+        help="float32, bfloat16, float16, auto: the checkpoint's, on a CPU float32;"
+        " or fastest: by trying whole steps."
+    ),
 ]
 Objective = Annotated[
     str | None, typer.Option(help="ttft, throughput or even; else CROSSREAD_OBJECTIVE.")

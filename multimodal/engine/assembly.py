@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,14 @@ def objective_of(wanted: str | None = None) -> Adaptive:
     return Adaptive(wanted or os.environ.get("CROSSREAD_OBJECTIVE") or "even")
 
 
-def assemble(model: Any, longest: int, adaptive: Adaptive, way: Way = lambda: None) -> Assembled:
+def assemble(
+    model: Any,
+    longest: int,
+    adaptive: Adaptive,
+    way: Way = lambda: None,
+    *,
+    dtype_why: str = "",
+) -> Assembled:
     """A running engine for a causal language model.
 
     Args:
@@ -57,13 +64,14 @@ def assemble(model: Any, longest: int, adaptive: Adaptive, way: Way = lambda: No
         longest: positions that it was made for.
         adaptive: chooses the limits of each step.
         way: says how the model computes just now; what was computed otherwise is not reused.
+        dtype_why: what its dtype was chosen by, to be told.
     """
     with torch.inference_mode():
         runner, tuned = _runner(model, longest, way)
         engine = Engine(runner, adaptive.limits, adaptive.measured, threads=tuned.threads)
     for mlp in sparse_mlps(model):  # what was tried just now nobody asked for
         mlp.tally.neurons = mlp.tally.run = 0
-    return Assembled(engine, model, adaptive, tuned)
+    return Assembled(engine, model, adaptive, replace(tuned, dtype_why=dtype_why))
 
 
 def _runner(model: Any, longest: int, way: Way) -> tuple[Runner, Tuned]:

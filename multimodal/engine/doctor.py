@@ -44,7 +44,7 @@ class Diagnosis:
 
 def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Diagnosis:
     """Let the engine run steps of several sizes, choose, and tell."""
-    _exercise(engine, model)
+    exercise(engine, model)
     limits, cost = adaptive.choose(), adaptive.cost()
     costs = "no two sizes of steps were measured" if cost is None else (
         f"a step costs {1e3 * cost.fixed_s:.2f} ms and {1e3 * cost.row_s:.3f} ms a row"
@@ -52,7 +52,7 @@ def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Di
     room, each = engine.runner.capacity(), bytes_per_place(model)
     choices = [
         Choice("objective", adaptive.objective, "CROSSREAD_OBJECTIVE or --objective"),
-        *placed(model, _gain(tuned)),
+        *placed(model, _gain(tuned), tuned.dtype_why),
         Choice("ranks", str(tuned.num_ranks), _why_ranks(tuned)),
         Choice("threads", str(tuned.threads), _why_threads(tuned)),
         Choice("batching", "one by one" if tuned.one_by_one else "continuous",
@@ -67,14 +67,19 @@ def diagnose(engine: Engine, model: Any, adaptive: Adaptive, tuned: Tuned) -> Di
     return Diagnosis(tuple(choices), adaptive.costs())
 
 
-def placed(model: Any, bfloat16: str = "") -> tuple[Choice, ...]:
-    """Where a model is and in which numbers; `bfloat16` says what that would gain on a CPU."""
+def placed(model: Any, bfloat16: str = "", dtype_why: str = "") -> tuple[Choice, ...]:
+    """Where a model is and in which numbers.
+
+    On a CPU `bfloat16` says what that would gain, `dtype_why` what the dtype was chosen by.
+    """
     entrance = entrance_of(model)
     on_cpu = entrance.type == "cpu"
     why = "the checkpoint's"
     if on_cpu:
         why = "exact" if model.dtype == torch.float32 else "asked for (float32 is exact)"
         why += bfloat16
+    if dtype_why:
+        why = dtype_why
     return (
         Choice("device", str(entrance), "a GPU where there is one"),
         Choice("dtype", str(model.dtype).removeprefix("torch."), why),
@@ -93,7 +98,8 @@ def mapped(model: Any) -> tuple[Choice, ...]:
     return (Choice("device map", f"modules on {lie}", f"--device-map; {why}, or as its file says"),)
 
 
-def _exercise(engine: Engine, model: Any) -> None:
+def exercise(engine: Engine, model: Any) -> None:
+    """Run steps of several sizes, of numbers that mean nothing."""
     for _ in range(_ROUNDS):
         for length in _PROMPTS:
             ended = threading.Event()

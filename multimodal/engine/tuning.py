@@ -37,6 +37,7 @@ class Tuned:
         dense_above: number of tokens above which sparse MLPs run dense.
         one_by_one: why requests are not run together; empty where they are.
         num_ranks: processes that the layers are split over.
+        dtype_why: what the dtype was chosen by, where it was.
     """
 
     is_packed: bool = False
@@ -48,6 +49,7 @@ class Tuned:
     dense_above: int = 0
     one_by_one: str = ""
     num_ranks: int = 1
+    dtype_why: str = ""
 
 
 class Tuner:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from multimodal.loading import multiplies_bfloat16
 from multimodal.training import ranks
 
 logger = logging.getLogger(__name__)
@@ -74,9 +75,7 @@ def mixed_precision(device: torch.device | str = "cpu") -> torch.autocast:
     kind = torch.device(device).type
     if kind != "cpu":
         return torch.autocast(kind, torch.bfloat16)
-    able = torch.cpu.get_capabilities()
-    native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=native)
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16())
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
