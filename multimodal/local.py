@@ -212,17 +212,18 @@ class LocalBackend:
             timings_s = {"encode": time.perf_counter() - started}
             with self._lock:
                 text = self.processor.render(plain)
-                inputs = self.processor.join([text], [[e.medium for e in media]])
-                ids = inputs.tensors["input_ids"][0]
+                shown = [e.medium for e in media]
+                ids = torch.tensor(self.processor.ids_of(text, [(m.kind, m.words) for m in shown]))
             self._check_length(len(ids), options)
             regions = self._regions(media) if options.ground else ()
             embeds, content = self._embeds(ids, media), self._content(ids, media)
+        problems = tuple(p for medium in shown for p in medium.problems)
         choices = tuple(map(self._encode_choice, options.choices))
         media_tokens: Counter[Modality] = Counter()
         for encoded in media:
             media_tokens[encoded.medium.kind] += len(encoded.embeds)
         usage = Usage(len(ids), 0, num_encoded, timings_s, dict(media_tokens))
-        finished = Finished("", "stop", usage, {}, regions, inputs.problems)
+        finished = Finished("", "stop", usage, {}, regions, problems)
         stream = EventStream(lambda: self.engine.cancel(sequence))
         temperature = self.model.config.choice_temperature
         answer = Answer(stream.put, self._decoder, options, finished, temperature)

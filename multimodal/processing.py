@@ -221,8 +221,15 @@ class MultimodalProcessor(ProcessorMixin):
 
         Exact but where a study has gaps, or a recording is cut into windows.
         """
-        words = [(size.modality, self._words_of(size)) for size in sizes]
-        return len(self.tokenizer(_grow(text, words), add_special_tokens=False)["input_ids"])
+        return len(self.ids_of(text, [(size.modality, self._words_of(size)) for size in sizes]))
+
+    def ids_of(self, text: str, media: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of one rendered prompt; media as (kind, placeholders).
+
+        Raises:
+            PlaceholderMismatch: words and media differ in number.
+        """
+        return self.tokenizer(_grow(text, media), add_special_tokens=False)["input_ids"]
 
     def join(
         self, texts: Sequence[str], media: Sequence[Sequence[Medium]], padding: bool = True

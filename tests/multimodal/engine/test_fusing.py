@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimodal.backends import GenerateOptions
-from multimodal.engine.fusing import FusedLayer, fuse
+from multimodal.engine.fusing import FusedLayer, Straight, fuse
 from multimodal.engine.runner import PackedRunner
 from multimodal.engine.sequence import Segment, Sequence
 from multimodal.kernels import attention, decoding_cpu
@@ -103,8 +103,30 @@ def test_layers_of_the_kind_of_llama_are_fused_and_give_the_same_logits(kind: st
         runner = PackedRunner(model, 64)
         fused = [isinstance(layer, FusedLayer) for layer in runner.model.model.layers]
         assert fused == [True] * len(model.model.layers)
+        assert isinstance(runner.model.forward, Straight)
         assert not any(isinstance(m, FusedLayer) for m in model.modules())
         wanted = model(input_ids=ids[None]).logits[0, -1]
+        torch.testing.assert_close(runner.probe(runner.model), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_model_does_to_its_logits_is_kept_by_running_it_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = makers.backbone("llama")
+    normal = type(model).forward
+
+    def halved(self: Any, **given: Any) -> Any:
+        output = normal(self, **given)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(type(model), "forward", halved)
+    ids = torch.arange(11) * 7 % model.config.vocab_size  # the prompt of `probe`
+    with torch.inference_mode():
+        runner = PackedRunner(model, 64)
+        wanted = model(input_ids=ids[None]).logits[0, -1]
+        assert isinstance(runner.model.model.layers[0], FusedLayer)
+        assert not isinstance(runner.model.forward, Straight)
         torch.testing.assert_close(runner.probe(runner.model), wanted, atol=1e-5, rtol=1e-4)
 
 
