@@ -134,13 +134,13 @@ def _ask_a_composite(study: Path, seen: Seen, tiny_composite: Any, patch: Any) -
     from multimodal.local import LocalBackend
     from multimodal.processing import MultimodalProcessor
 
-    prompts, join = [], MultimodalProcessor.join
+    prompts, ids_of = [], MultimodalProcessor.ids_of
 
-    def recording(self: Any, texts: Any, *rest: Any, **named: Any) -> Any:
-        prompts.extend(texts)
-        return join(self, texts, *rest, **named)
+    def recording(self: Any, text: str, media: Any) -> list[int]:
+        prompts.append(text)
+        return ids_of(self, text, media)
 
-    patch.setattr(MultimodalProcessor, "join", recording)
+    patch.setattr(MultimodalProcessor, "ids_of", recording)
     backend = LocalBackend(*tiny_composite)
     seen.add("reading as JSON", CtReportPipeline(backend)(study, REPORT).to_json())
     seen.add("chat", ChatPipeline(backend)(user(Study(study), "list the findings")))
