@@ -18,7 +18,6 @@ from multimodal.configuration import MultimodalConfig
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.processing import MultimodalProcessor
 
-FASTEST = "fastest"  # a dtype yet to be chosen, by trying
 PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -42,7 +41,7 @@ def load_composite(
         )
     where = device_of(device)
     network, processor = _load_parts(model, dtype_of(dtype))
-    if dtype in ("auto", FASTEST) and where == "cpu":
+    if dtype == "auto" and where == "cpu":
         network = network.float()
     return network.to(where), processor
 
@@ -140,13 +139,13 @@ def entrance_of(model: Any) -> Any:
 
 
 def dtype_of(name: str) -> Any:
-    """torch's dtype of a name; "auto" stays as it is, and `FASTEST` begins as "auto".
+    """torch's dtype of a name; "auto" stays as it is.
 
     Raises:
         InvalidMessage: not a floating-point dtype.
     """
-    if name in ("auto", FASTEST):
-        return "auto"
+    if name == "auto":
+        return name
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InvalidMessage(

@@ -39,10 +39,10 @@ from multimodal.engine.assembly import Assembled, assemble, objective_of
 from multimodal.engine.doctor import Diagnosis
 from multimodal.engine.engine import Engine
 from multimodal.engine.grammar import Grammars, JsonConstraint
-from multimodal.engine.precision import fastest
+from multimodal.engine.precision import FASTEST, fastest
 from multimodal.events import EventStream
 from multimodal.grounding import locate_regions
-from multimodal.loading import FASTEST, load_composite, weights_sha256
+from multimodal.loading import load_composite, weights_sha256
 from multimodal.measures import Measured
 from multimodal.messages import Message, Study, value_of
 from multimodal.modeling import MultimodalForConditionalGeneration
@@ -126,7 +126,8 @@ class LocalBackend:
             ModelNotFound: no model there.
             IncompatibleModel: a model that is not a composite.
         """
-        network, processor = load_composite(model, device=device, dtype=dtype)
+        loaded_as = "auto" if dtype == FASTEST else dtype
+        network, processor = load_composite(model, device=device, dtype=loaded_as)
         if sparsity is not None:
             set_sparsity(network, sparsity)
         why = ""

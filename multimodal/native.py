@@ -30,8 +30,8 @@ from multimodal.engine.adaptive import Adaptive
 from multimodal.engine.assembly import assemble, objective_of
 from multimodal.engine.doctor import Diagnosis, mapped
 from multimodal.engine.grammar import Grammars, JsonConstraint
-from multimodal.engine.precision import fastest
-from multimodal.loading import FASTEST, devices_of, weights_sha256
+from multimodal.engine.precision import FASTEST, fastest
+from multimodal.loading import devices_of, weights_sha256
 from multimodal.messages import Message, Study
 from multimodal.native_engine import EngineLoop
 from multimodal.native_families import family_of
@@ -94,8 +94,9 @@ class NativeBackend:
             split = SplitModel(model, tensor_parallel, device=device, dtype=dtype)
             network, processor = split.words, split.processor
         else:
+            loaded_as = "auto" if dtype == FASTEST else dtype
             network, processor = load_native(
-                model, device=device, dtype=dtype, device_map=device_map
+                model, device=device, dtype=loaded_as, device_map=device_map
             )
         folder = Path(model)
         home = folder if folder.is_dir() else None

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from encoders.errors import IncompatibleModel, InvalidOption
-from multimodal.loading import FASTEST, device_map_of, device_of, dtype_of, read_config
+from multimodal.loading import device_map_of, device_of, dtype_of, read_config
 from multimodal.native_families import ADAPTERS
 
 
@@ -42,7 +42,7 @@ def load_native(
     if device_map is None:
         network, processor = _load(model, device, dtype, num_ranks, {})
         where = device_of(device)
-        if dtype in ("auto", FASTEST) and where == "cpu":
+        if dtype == "auto" and where == "cpu":
             network = network.float()
         return (network if num_ranks > 1 else network.to(where)).eval(), processor
     if device != "auto":

@@ -6,7 +6,6 @@ grows into as many placeholder tokens as its features will take, counted before 
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -245,11 +244,10 @@ class MultimodalProcessor(ProcessorMixin):
         ]
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        listed = self.tokenizer(grown, padding=padding, add_special_tokens=False)
-        # by ourselves: `return_tensors` takes as long as the rest of a follow-up question's words
-        data = {
-            k: torch.tensor(listed[k], dtype=torch.int64) for k in ("input_ids", "attention_mask")
-        }
+        tensors = self.tokenizer(
+            grown, padding=padding, return_tensors="pt", add_special_tokens=False
+        )
+        data = {k: tensors[k] for k in ("input_ids", "attention_mask")}
         data.update(_batched([m for parts in media for m in parts]))
         layout = tuple(
             self._layout(ids, parts) for ids, parts in zip(data["input_ids"], media, strict=True)
@@ -271,16 +269,16 @@ class MultimodalProcessor(ProcessorMixin):
         media_ids = torch.tensor([convert(token) for token in SPECIAL_TOKENS])
         places = torch.isin(ids, media_ids).nonzero().flatten().tolist()
         sources = [(index, source) for index, part in enumerate(parts) for source in part.sources]
-        numbered = enumerate(zip(places, sources, strict=True))
         spans: list[Span] = []
-        # tokens in a row have places that grow as their numbers do
-        for (_, index, source), run in itertools.groupby(
-            numbered, lambda item: (item[1][0] - item[0], *item[1][1])
-        ):
-            if source is not None:
-                at = [place for _, (place, _) in run]
-                whose = source if source.part == index else replace(source, part=index)
-                spans.append(Span(at[0], at[-1] + 1, whose))
+        last: tuple[int, Source] | None = None
+        for place, (index, source) in zip(places, sources, strict=True):
+            if source is None:
+                continue
+            if spans and spans[-1].stop == place and last == (index, source):
+                spans[-1] = Span(spans[-1].start, place + 1, spans[-1].source)
+            else:
+                spans.append(Span(place, place + 1, replace(source, part=index)))
+            last = (index, source)
         return tuple(spans)
 
     def _words_of(self, size: MediaSize) -> str:

@@ -1,7 +1,8 @@
 """Linear layers whose weights lie as oneDNN multiplies fastest, on CPUs that have it.
 
 PyTorch's own ordering costs a reordering in every product; packed once, the same product runs up to
-twice as fast. A small layer pays more for the call than it gains, so each shape is tried. The operations are torch's own but private, so whatever fails leaves a layer as it is.
+twice as fast. A small layer pays more for the call than it gains, so each shape is tried. The
+operations are torch's own but private, so whatever fails leaves a layer as it is.
 """
 
 from __future__ import annotations

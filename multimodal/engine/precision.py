@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from multimodal.loading import multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
 
+FASTEST = "fastest"  # in a dtype's place: to be chosen here
 # of the steps that an objective is about: a prompt, answers, answers with a piece of a prompt
 _ROWS = {"ttft": 256, "throughput": 32, "even": 96}
 _LONGEST = 1024  # positions of the trial
@@ -42,13 +42,7 @@ class Precision:
         return f"the fastest in a step of {self.rows} rows: {tried}"
 
 
-def fastest(
-    model: Any,
-    adaptive: Adaptive,
-    seconds: Callable[[Any, Adaptive, int], float] | None = None,
-    *,
-    is_native: bool | None = None,
-) -> Precision:
+def fastest(model: Any, adaptive: Adaptive) -> Precision:
     """float32, or bfloat16 where a processor multiplies in it and whole steps are faster so.
 
     On a GPU the model's own, untried. The model stays as it is; a copy of it is held meanwhile.
@@ -56,17 +50,14 @@ def fastest(
     Args:
         model: a causal language model.
         adaptive: its objective says which steps count.
-        seconds: of a step of so many rows; `step_seconds` where it is not given.
-        is_native: whether the processor multiplies in bfloat16; asked of torch where it is not given.
     """
     if model.device.type != "cpu":
         return Precision(model.dtype)
-    measure, rows = seconds or step_seconds, _ROWS[adaptive.objective]
-    dtypes = [torch.float32]
-    if multiplies_bfloat16() if is_native is None else is_native:
+    rows, dtypes = _ROWS[adaptive.objective], [torch.float32]
+    if multiplies_bfloat16():
         dtypes.append(torch.bfloat16)
     tried = [
-        measure(copy.deepcopy(model).to(dtype), Adaptive(adaptive.objective), rows)
+        step_seconds(copy.deepcopy(model).to(dtype), Adaptive(adaptive.objective), rows)
         for dtype in dtypes
     ]
     best = dtypes[-1] if tried[-1] < _MARGIN * tried[0] else torch.float32

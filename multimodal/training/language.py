@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,6 @@ class Packer:
         """Without `features` the pictures are encoded with every batch."""
         self.processor, self.model, self.corpus = processor, model, corpus
         self.features, self.speech = features, speech
-        self.shown = patches_shown(corpus)
         num = model.config.tokens_per_view
         study = (
             STUDY
@@ -162,6 +162,10 @@ class Packer:
         self.prefix = self.encode(f"<|user|>{study}")
         self.end = self.encode("<|end|>")
         self.turn = self.encode("<|end|><|assistant|>")
+
+    @cached_property
+    def _shown(self) -> torch.Tensor:
+        return patches_shown(self.corpus)
 
     def encode(self, text: str) -> list[int]:
         """Text as token ids, nothing added."""
@@ -225,7 +229,7 @@ class Packer:
         cover = move(seen.cover, self.model.device).flatten(0, 1).float() / 255.0
         unknown = torch.full_like(cover[:, 0], float("nan"))
         return loss + dense_loss(
-            presence, log_size, cover, unknown, shown=move(self.shown, cover.device)
+            presence, log_size, cover, unknown, shown=move(self._shown, cover.device)
         )
 
     def study_logits(

@@ -113,8 +113,10 @@ def random_keys(region: Region, rng: np.random.Generator, *, crowded: bool = Fal
     """
     pool = keys_of([region])
     weights = np.array([KIND_OF[name].weight for name, _ in pool])
-    usual = rng.choice(5, p=[0.2, 0.25, 0.25, 0.2, 0.1])
-    count = int(rng.integers(2, len(pool) // 2 + 2)) if crowded else int(usual)
+    if crowded:
+        count = int(rng.integers(2, len(pool) // 2 + 2))
+    else:
+        count = int(rng.choice(5, p=[0.2, 0.25, 0.25, 0.2, 0.1]))
     order = rng.choice(len(pool), len(pool), replace=False, p=weights / weights.sum())
     kept: list[Key] = []
     for key in (pool[i] for i in order):

@@ -11,12 +11,11 @@ import torch
 
 from encoders.errors import InvalidOption
 from multimodal.backends import GenerateOptions, collect, load_backend
+from multimodal.engine import precision
 from multimodal.engine.adaptive import Adaptive
 from multimodal.engine.precision import fastest, step_seconds
 from multimodal.messages import user
 from tests import makers
-
-SECONDS = {torch.float32: 0.010, torch.bfloat16: 0.006}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,7 @@ SECONDS = {torch.float32: 0.010, torch.bfloat16: 0.006}
     ],
 )
 def test_bfloat16_is_chosen_only_where_whole_steps_are_clearly_faster_and_not_emulated(
-    bfloat16_s: float, is_native: bool, wanted: torch.dtype
+    bfloat16_s: float, is_native: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = makers.backbone("llama")
     tried: list[tuple[torch.dtype, int]] = []
@@ -38,22 +37,26 @@ def test_bfloat16_is_chosen_only_where_whole_steps_are_clearly_faster_and_not_em
         tried.append((copied.dtype, rows))
         return bfloat16_s if copied.dtype == torch.bfloat16 else 0.010
 
-    chosen = fastest(model, Adaptive("throughput"), seconds, is_native=is_native)
+    monkeypatch.setattr(precision, "step_seconds", seconds)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: is_native)
+    chosen = fastest(model, Adaptive("throughput"))
     assert chosen.dtype == wanted
     assert tried == [(d, 32) for d in (torch.float32, torch.bfloat16)[: 1 + is_native]]
     assert str(chosen).startswith("the fastest in a step of 32 rows: float32 10.0 ms")
     assert model.dtype == torch.float32  # itself left alone
 
 
-def test_every_objective_tries_the_steps_it_is_about() -> None:
+def test_every_objective_tries_the_steps_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = makers.backbone("llama"), []
 
     def seconds(_model: Any, _adaptive: Adaptive, given: int) -> float:
         rows.append(given)
         return 1.0
 
+    monkeypatch.setattr(precision, "step_seconds", seconds)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
     for objective in ("throughput", "even", "ttft"):
-        fastest(model, Adaptive(objective), seconds, is_native=False)
+        fastest(model, Adaptive(objective))
     assert rows == sorted(rows)
     assert len(set(rows)) == 3
 
