@@ -25,12 +25,17 @@ LIMITS = {
     "CROSSREAD_MAX_WAITING": "2",
     "CROSSREAD_NUM_AT_ONCE": "1",
 }
+SLOW = "Left lung nodule"
+CORRECTED = "direction: Right lung nodule measuring 15 mm."
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
 
 
 @dataclass
 class ScriptedBackend(FakeBackend):
-    """Says "word word …" without end to "forever", breaks at "break", is hostile to "attack"."""
+    """Says "word word …" without end to "forever", breaks at "break", is hostile to "attack".
+
+    What holds `SLOW` it answers word by word, so slowly that every browser draws them.
+    """
 
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None
@@ -46,7 +51,10 @@ class ScriptedBackend(FakeBackend):
             yield Token(HOSTILE)
             yield Finished(HOSTILE, "stop", Usage(1, 1, 0))
             return
-        yield from super().generate(messages, options)
+        for event in super().generate(messages, options):
+            yield event
+            if SLOW in asked and isinstance(event, Token):
+                time.sleep(0.3)
 
 
 def main() -> None:
@@ -55,7 +63,8 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     options: Any = parser.parse_args()
     guarding.GRACE_S = 0.5
-    page = build_app(ScriptedBackend(answers={"hello": "good day"}))
+    answers = {"hello": "good day", SLOW: CORRECTED}
+    page = build_app(ScriptedBackend(answers=answers, chances={SLOW: 0.01}))
     page.launch(server_name="127.0.0.1", server_port=options.port, quiet=True, **launch_options())
 
 

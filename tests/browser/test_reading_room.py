@@ -7,7 +7,7 @@ import json
 import time
 import wave
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from multimodal.backends import DEMO
 from pipelines.ui.viewer import PREFIX
 from pipelines.ui.words import TABLE
 from tests.makers import write_sr
+from tests.scripted_page import CORRECTED, SLOW
 
 STUDY = DEMO / "sample" / "study"
 VIEWER = "document.querySelector('.cr-viewer')?.viewer"
@@ -202,8 +203,13 @@ def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(page: Any, 
     assert "sr.dcm" in zipfile.ZipFile(saved["reading_dicom.zip"]).namelist()
 
 
-def test_a_review_shows_the_models_words_while_it_says_them(page: Any):
-    open_sample(page)
+def test_a_review_shows_the_models_words_while_it_says_them(
+    open_page: Callable[..., Any], scripted_url: str, phantom_series: Path
+):
+    page = open_page(scripted_url)
+    page.locator("#study-files input").set_input_files(sorted(phantom_series.iterdir()))
+    shows(page, 24)
+    page.get_by_label(TABLE["report"][0]).first.fill(f"{SLOW} measuring 15 mm.")
     page.evaluate(
         """() => {
           window.said = [];
@@ -213,9 +219,8 @@ def test_a_review_shows_the_models_words_while_it_says_them(page: Any):
     )
     review(page)
     said = {words for words in page.evaluate("said") if words.startswith("direction")}
-    whole = "direction: Right lung nodule measuring 15 mm."
     assert len(said) > 1  # how many of its words a browser draws is up to the browser
-    assert all(whole.startswith(words.strip()) for words in said)
+    assert all(CORRECTED.startswith(words.strip()) for words in said)
 
 
 def test_words_of_a_report_never_become_markup(page: Any, tmp_path: Path):
