@@ -137,25 +137,13 @@ class Corpus:
             1,
         )
         studies, slices = np.concatenate([np.reshape(rows, (-1, 2)), other]).T
-        views, cover = self.shifted(self.views[studies, slices], self.cover[studies, slices], rng)
+        views, cover = varied(self.views[studies, slices], self.cover[studies, slices], rng)
         return SliceBatch(
             studies.tolist(),
             torch.from_numpy(views),
             torch.from_numpy(cover).float() / 255.0,
             torch.from_numpy(self._size[studies]),
         )
-
-    @staticmethod
-    def shifted(
-        views: np.ndarray, cover: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """All slices moved by the same whole patches: what a finding looks like is not where it is."""
-        grid = math.isqrt(cover.shape[1])
-        down, right = (int(v) for v in rng.integers(-1, 2, 2))
-        patch = views.shape[-1] // grid
-        squares = cover.reshape(len(cover), grid, grid, -1)
-        moved = np.roll(squares, (down, right), (1, 2)).reshape(cover.shape)
-        return np.roll(views, (down * patch, right * patch), (2, 3)), moved
 
     def _showing(self) -> dict[int, np.ndarray]:
         """Per finding `[k, 2]`: study and slice of every training slice that shows it."""
@@ -165,6 +153,28 @@ class Corpus:
             start = np.array([HELD_OUT, 0])
             self._shown = {f: p + start for f, p in enumerate(places) if len(p)}
         return self._shown
+
+
+def varied(
+    views: np.ndarray, cover: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each slice moved by whole patches and a little brighter or darker, its targets with it.
+
+    What a finding looks like is not where it is, and no study is known by its exact greys.
+    """
+    grid = math.isqrt(cover.shape[1])
+    patch = views.shape[-1] // grid
+    gain, offset = rng.uniform(0.95, 1.05, len(views)), rng.uniform(-5, 5, len(views))
+    grey = views * gain[:, None, None, None].astype(np.float32)
+    grey += offset[:, None, None, None].astype(np.float32)
+    varied = grey.clip(0, 255).astype(np.uint8)
+    squares = cover.reshape(len(cover), grid, grid, -1).copy()
+    for picture, square, (down, right) in zip(
+        varied, squares, rng.integers(-1, 2, (len(views), 2)), strict=True
+    ):
+        picture[:] = np.roll(picture, (down * patch, right * patch), (1, 2))
+        square[:] = np.roll(square, (down, right), (0, 1))
+    return varied, squares.reshape(cover.shape)
 
 
 def open_corpus(work_dir: Path, *, crowded: bool = False) -> Corpus:

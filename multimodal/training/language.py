@@ -177,7 +177,29 @@ class Packer:
         """Random studies with random questions."""
         indices = rng.choice(self.corpus.training(), batch_size, replace=False).tolist()
         asked = [self.questions(i, rng, tasks) for i in indices]
+        longest = max(sum(map(self.length, row)) for row in asked)
+        for index, row in zip(indices, asked, strict=True):
+            self.fill(row, index, rng, tasks, longest)
         return self.pack(indices, asked), self.look(indices)
+
+    def fill(
+        self, row: list[Dialogue], index: int, rng: np.random.Generator, tasks: Sequence[str],
+        longest: int,
+    ) -> None:  # fmt: skip
+        """Ask on where a row of fewer tokens than `longest` would be padded."""
+        truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
+        left = longest - sum(map(self.length, row))
+        while left > 0:
+            dialogue = ask(tasks[rng.integers(len(tasks))], truth, rng, vocabulary)
+            if dialogue is not None:
+                left -= self.length(dialogue)
+                if left >= 0:
+                    row.append(dialogue)
+
+    def length(self, dialogue: Dialogue) -> int:
+        """Tokens of a question with its answer."""
+        words = len(self.encode(dialogue.question)) + len(self.encode(dialogue.answer))
+        return words + len(self.turn) + len(self.end)
 
     def questions(
         self, index: int, rng: np.random.Generator, tasks: Sequence[str] = QUESTIONS
@@ -222,7 +244,12 @@ class Packer:
 
     def study_loss(self, packed: Packed, seen: Seen) -> torch.Tensor:
         """The answers' loss, and the patches' where the pictures are encoded anew."""
-        _, loss, features = self.study_logits(packed, seen)
+        hidden, features = self.study_hidden(packed, seen)
+        labels = move(packed.labels, hidden.device)[:, 1:]
+        answered = labels != -100  # few of a row's tokens: only they are worth logits
+        logits = self.model.get_output_embeddings()(hidden[:, :-1][answered])
+        weights = move(packed.weights, hidden.device)[:, 1:][answered]
+        loss = weighted_loss(logits, labels[answered], weights)
         if seen.cover is None:
             return loss
         presence, log_size = self.model.finding_head(features)
@@ -232,10 +259,10 @@ class Packer:
             presence, log_size, cover, unknown, shown=move(self._shown, cover.device)
         )
 
-    def study_logits(
+    def study_hidden(
         self, packed: Packed, seen: Seen, blank: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits, loss and features of a batch; `blank` puts zeros in the features' place."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states `[b, l, hidden]` and features; `blank` puts zeros in their place."""
         model, device = self.model, self.model.device
         if seen.features is not None:
             features = move(seen.features, device).flatten(0, 1).float()
@@ -254,14 +281,11 @@ class Packer:
         views, regions = views.to(embeds.dtype), regions.to(embeds.dtype)
         embeds = model.splice(embeds, ids == model.config.image_token_id, views, "image")
         embeds = model.splice(embeds, ids == model.config.region_token_id, regions, "region")
-        output = model.language_model(
+        output = model.language_model.get_decoder()(
             inputs_embeds=embeds, attention_mask=_mask(move(packed.branch, device), embeds.dtype),
             position_ids=move(packed.positions, device), use_cache=False,
         )  # fmt: skip
-        loss = _weighted_loss(
-            output.logits, move(packed.labels, device), move(packed.weights, device)
-        )
-        return output.logits, loss, features
+        return output.last_hidden_state, features
 
     def draw_speech(self, rng: np.random.Generator, n: int) -> Heard:
         """Random recordings with their words."""
@@ -303,8 +327,9 @@ class Packer:
         report = []
         for blank in (False, True):
             with mixed_precision(self.model.device):
-                logits, _, _ = self.study_logits(packed, seen, blank)
-            right = self._right(logits.argmax(-1).cpu(), packed, asked)
+                hidden, _ = self.study_hidden(packed, seen, blank)
+                best = self.model.get_output_embeddings()(hidden).argmax(-1).cpu()
+            right = self._right(best, packed, asked)
             report.append(" ".join(f"{t} {np.mean(v):.2f}" for t, v in sorted(right.items())))
         self.model.train()
         return " | blind ".join(report)
@@ -328,16 +353,12 @@ class Packer:
         return right
 
 
-def _weighted_loss(
+def weighted_loss(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of the next tokens `[b, l, vocab]`, the mean by weights `[b, l]`."""
-    answered = labels[:, 1:] != -100
-    lost = nn.functional.cross_entropy(
-        logits[:, :-1][answered].float(), labels[:, 1:][answered], reduction="none"
-    )
-    counted = weights[:, 1:][answered]
-    return (lost * counted).sum() / counted.sum()
+    """Cross-entropy of tokens `[n, vocab]` against `[n]`, the mean by weights `[n]`."""
+    lost = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (lost * weights).sum() / weights.sum()
 
 
 def _mask(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch import nn
 
 from multimodal.loading import multiplies_bfloat16
 from multimodal.training import ranks
+from multimodal.training.muon import Muon
 
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -118,10 +119,7 @@ def train(stage: Stage[Batch], schedule: Schedule, work_dir: Path, *, seed: int 
 
 
 def optimisers_of(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan 2024) for the matrices inside the networks, AdamW for all else.
-
-    Muon's steps are scaled to AdamW's (Liu et al. 2025), so that one rate serves both.
-    """
+    """Muon for the matrices inside the networks, AdamW for all else; one rate serves both."""
     inside: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -133,8 +131,7 @@ def optimisers_of(model: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     adamw = torch.optim.AdamW(rest, schedule.lr, weight_decay=decay, betas=(0.9, 0.98))
     if not inside:
         return [adamw]
-    muon = torch.optim.Muon(inside, schedule.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [adamw, muon]
+    return [adamw, Muon(inside, schedule.lr, decay)]
 
 
 def _batches(

@@ -7,7 +7,7 @@ every layer. Alone, nothing here does anything. Knows no model.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -41,8 +41,29 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if count() == 1:
         return
     given = [p.grad for p in parameters if p.grad is not None]
-    together = torch.cat([g.flatten() for g in given])
+    for gradient, total in zip(given, _sums(given), strict=True):
+        gradient.copy_(total / count())
+
+
+def share_out(
+    work: Callable[[torch.Tensor], torch.Tensor], tensors: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """`work` on each tensor, shapes kept; each process does its share and all get all."""
+    if count() == 1 or not tensors:
+        return [work(tensor) for tensor in tensors]
+    load = [0] * count()
+    mine = []
+    for index in sorted(range(len(tensors)), key=lambda i: -tensors[i].numel()):
+        owner = load.index(min(load))
+        load[owner] += tensors[index].numel()
+        if owner == rank():
+            mine.append(index)
+    return _sums([work(t) if i in mine else torch.zeros_like(t) for i, t in enumerate(tensors)])
+
+
+def _sums(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Every process's tensors added up, in one exchange."""
+    together = torch.cat([t.flatten() for t in tensors])
     dist.all_reduce(together)
-    together /= count()
-    for gradient, mean in zip(given, together.split([g.numel() for g in given]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    parts = together.split([t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]

@@ -13,8 +13,9 @@ from torch import nn
 
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import edit_distance
-from multimodal.training.corpus import Corpus, Frame, patch_cover
+from multimodal.training.corpus import Frame, patch_cover, varied
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
+from multimodal.training.muon import Muon
 from multimodal.training.vision_pretraining import (
     Contrast,
     auroc,
@@ -87,6 +88,25 @@ def test_muon_turns_the_matrices_inside_and_adamw_all_else() -> None:
     assert len(held) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (80, 80)])
+def test_our_muon_steps_as_torchs_does(shape: tuple[int, int]) -> None:
+    """Torch's turns in bfloat16, which keeps three digits."""
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(shape))
+    theirs = nn.Parameter(ours.detach().clone())
+    start = ours.detach().clone()
+    both = (
+        Muon([ours], 0.05, 0.1),
+        torch.optim.Muon([theirs], 0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimiser in both:
+            optimiser.step()
+    assert (ours - theirs).abs().max() < 0.02 * (ours - start).abs().max()
+
+
 def test_batches_drawn_ahead_by_many_threads_come_in_the_order_of_the_steps(
     tmp_path: Path,
 ) -> None:
@@ -130,7 +150,7 @@ def test_two_processes_learn_what_one_learns_from_both_their_batches(tmp_path: P
     alone = Stage("toy", model, draw, both.loss, both.check)
     train(alone, Schedule(5, lr=0.05, warmup=2), tmp_path / "one")
     assert torch.equal(first["weight"], second["weight"])
-    # Muon turns in bfloat16, so sums in another order may end a bit apart
+    # where Muon turns in bfloat16, sums in another order may end a bit apart
     assert torch.allclose(first["weight"], model.weight, atol=2e-3)
     assert not torch.allclose(first["weight"], _linear().weight, atol=2e-2)
 
@@ -221,14 +241,25 @@ class _Reads(torch.nn.Module):
 
 def test_slices_move_by_whole_patches_and_their_targets_with_them() -> None:
     rng = np.random.default_rng(0)
-    cover = rng.integers(0, 255, (3, 144, 2)).astype(np.uint8)
+    cover = rng.integers(20, 220, (3, 144, 2)).astype(np.uint8)
     shown = cover.reshape(3, 12, 12, 2)[..., 0].repeat(8, 1).repeat(8, 2)
     views = np.stack([shown] * 3, 1)
+    apart = 0
     for seed in range(9):
-        moved, target = Corpus.shifted(views, cover, np.random.default_rng(seed))
+        moved, target = varied(views, cover, np.random.default_rng(seed))
         again = target.reshape(3, 12, 12, 2)[..., 0].repeat(8, 1).repeat(8, 2)
-        assert np.array_equal(moved, np.stack([again] * 3, 1))
-        assert sorted(moved.ravel()) == sorted(views.ravel())
+        moves = set()
+        for picture, wanted, before in zip(moved, again, shown, strict=True):
+            gain, offset = np.polyfit(wanted.ravel(), picture[1].ravel(), 1)
+            assert 0.94 < gain < 1.06
+            assert abs(offset) < 6.5
+            assert (
+                np.abs(gain * wanted + offset - picture).max() < 1.1
+            )  # else target and picture part
+            assert sorted(wanted.ravel()) == sorted(before.ravel())
+            moves.add(np.argwhere(wanted != before).tobytes())
+        apart += len(moves) > 1
+    assert apart > 5  # slices of one batch move each its own way
 
 
 def test_auroc_equals_the_share_of_ordered_pairs() -> None:
