@@ -177,7 +177,7 @@ class Packer:
         """Random studies with random questions."""
         indices = rng.choice(self.corpus.training(), batch_size, replace=False).tolist()
         asked = [self.questions(i, rng, tasks) for i in indices]
-        longest = max(sum(map(self.length, row)) for row in asked)
+        longest = max(sum(self.length(d) for d in row) for row in asked)
         for index, row in zip(indices, asked, strict=True):
             self.fill(row, index, rng, tasks, longest)
         return self.pack(indices, asked), self.look(indices)
@@ -188,7 +188,7 @@ class Packer:
     ) -> None:  # fmt: skip
         """Ask on where a row of fewer tokens than `longest` would be padded."""
         truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
-        left = longest - sum(map(self.length, row))
+        left = longest - sum(self.length(d) for d in row)
         while left > 0:
             dialogue = ask(tasks[rng.integers(len(tasks))], truth, rng, vocabulary)
             if dialogue is not None:

@@ -64,7 +64,7 @@ def build_reading_room(page: Any, backend: Backend) -> None:
                 save = gr.Button(say("take_away"), size="sm")
                 saved = gr.File(label=say("download"), interactive=False, visible=False)
     opened = [study, viewer, reading, own, after]
-    _connect_study(rooms, (files, folder, sample), opened, report)
+    _connect_study(rooms, (files, folder, sample), opened, (report, dictated))
     _connect_words(rooms, backend, (words, own, voice), (report, dictated))
     _connect_review(rooms, backend, (start, stop), (report, dictated), (reading, after))
     _connect_after(rooms, backend, (question, save), (reading, saved))
@@ -97,8 +97,11 @@ def drawn(module: str, *events: str) -> Any:
     )
 
 
-def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], report: Any) -> None:
-    """Open what is dropped, chosen or shipped; choose a series; reveal whose it is."""
+def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -> None:
+    """Open what is dropped, chosen or shipped; choose a series; reveal whose it is.
+
+    Words about the study before go with it, or the next patient would be read with them.
+    """
     import gradio as gr
 
     files, folder, sample = sources
@@ -116,17 +119,28 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], report: Any) 
                 )
                 yield step.study, volume, *(cleared if number == 0 else kept)
 
-    def given(files: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def replaced(room: Room, files: list[str], boxes: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        """Values for study, viewer and what hangs on them, then for the boxes, set only once."""
+        for values in shown(room, flows.open_study(room, [Path(f) for f in files])):
+            yield *values, *boxes
+            boxes = (gr.skip(), gr.skip())
+
+    def given(
+        files: list[str] | None, report: str, dictated: str, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
         room = rooms.of(request.session_hash)
-        for values in shown(room, flows.open_study(room, [Path(f) for f in files or ()])):
+        left = tuple("" if text in room.words else gr.skip() for text in (report, dictated))
+        for values in replaced(room, files or [], left):
             yield *values, None
 
-    def sampled(request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def sampled(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         with errors_as_help():
             paths, words = load_sample()
         room = rooms.of(request.session_hash)
-        for values in shown(room, flows.open_study(room, [Path(p) for p in paths])):
-            yield *values, words
+        left = "" if dictated in room.words else gr.skip()
+        for values in replaced(room, paths, (words, left)):
+            room.words.add(words)
+            yield *values, None
 
     def chosen(event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         room, data = rooms.of(request.session_hash), event._data
@@ -145,12 +159,12 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], report: Any) 
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     opened = []
-    for event, act, source, also in (
-        (files.upload, given, files, files), (folder.upload, given, folder, folder),
-        (sample.click, sampled, None, report),
+    for event, act, source in (
+        (files.upload, given, files), (folder.upload, given, folder), (sample.click, sampled, None),
     ):  # fmt: skip
         told = event(lambda: {"note": "opening"}, None, viewer, queue=False, **quiet)
-        opened.append(told.then(act, source, [*outputs, also], **quiet))
+        inputs = [*([source] if source else []), *boxes]
+        opened.append(told.then(act, inputs, [*outputs, *boxes, source or files], **quiet))
     opened.append(study.choose(chosen, None, outputs, **quiet))
     for event in opened:
         event.failure(failed, None, [study, viewer], queue=False, **quiet)
@@ -183,6 +197,7 @@ def _connect_words(rooms: Rooms, backend: Backend, sources: Any, boxes: Any) -> 
                 raise MissingInput(
                     problems[0].message if problems else "The study holds no report."
                 )
+        rooms.of(request.session_hash).words.add(texts[0].text)
         return texts[0].text
 
     def begun(dictated: str, request: gr.Request) -> None:
@@ -213,6 +228,7 @@ def _connect_review(rooms: Rooms, backend: Backend, buttons: Any, boxes: Any, sh
         words = "\n\n".join(text.strip() for text in (report, dictated) if text and text.strip())
         with errors_as_help():
             for value in flows.review(room, backend, words):
+                room.words |= {report, dictated} - {""}
                 yield value, gr.Group(visible=value["state"] == "done")
 
     def stopped(request: gr.Request) -> None:

@@ -61,6 +61,7 @@ class Room:
         self.reading: Reading | None = None
         self.asked: list[Asked] = []
         self.decisions: dict[int, Decision] = {}
+        self.words: set[str] = set()  # the page's texts that speak of this study
         self.ear: Listening | None = None
         self._thumbnails: dict[str, str] = {}
         self._tokens: list[str] = []

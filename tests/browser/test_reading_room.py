@@ -289,6 +289,28 @@ def test_the_studys_own_report_is_taken_and_what_is_no_study_gets_help(page: Any
     page.locator(".cr-progress").wait_for(state="detached")
 
 
+def test_the_next_study_is_not_read_with_the_words_of_the_one_before(page: Any):
+    """What a person has typed since stays: it may be the next one's report."""
+    open_sample(page)
+    report = page.get_by_placeholder(TABLE["paste_report"][0])
+    assert "FINDINGS" in report.input_value()
+    upload = page.locator("#study-files input[type=file]")
+    upload.set_input_files(sorted(STUDY.iterdir())[:20])
+    shows(page, 20)
+    assert report.input_value() == ""
+    report.fill("No pneumothorax.")
+    review(page)
+    open_sample(page)  # brings its own report
+    report.fill("No pneumothorax.")
+    upload.set_input_files(sorted(STUDY.iterdir())[:22])
+    shows(page, 22)
+    assert report.input_value() == "No pneumothorax."
+    review(page)
+    upload.set_input_files(sorted(STUDY.iterdir())[:20])
+    shows(page, 20)
+    assert report.input_value() == ""
+
+
 def test_a_closed_tab_gives_its_study_back(open_page: Any, app_url: str):
     page = open_page(app_url)
     open_sample(page)
