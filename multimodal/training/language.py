@@ -177,24 +177,24 @@ class Packer:
         """Random studies with random questions."""
         indices = rng.choice(self.corpus.training(), batch_size, replace=False).tolist()
         asked = [self.questions(i, rng, tasks) for i in indices]
-        longest = max(sum(self.length(d) for d in row) for row in asked)
-        for index, row in zip(indices, asked, strict=True):
-            self.fill(row, index, rng, tasks, longest)
+        self.fill(indices, asked, rng, tasks)
         return self.pack(indices, asked), self.look(indices)
 
     def fill(
-        self, row: list[Dialogue], index: int, rng: np.random.Generator, tasks: Sequence[str],
-        longest: int,
+        self, indices: Sequence[int], asked: Sequence[list[Dialogue]], rng: np.random.Generator,
+        tasks: Sequence[str],
     ) -> None:  # fmt: skip
-        """Ask on where a row of fewer tokens than `longest` would be padded."""
-        truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
-        left = longest - sum(self.length(d) for d in row)
-        while left > 0:
-            dialogue = ask(tasks[rng.integers(len(tasks))], truth, rng, vocabulary)
-            if dialogue is not None:
-                left -= self.length(dialogue)
-                if left >= 0:
-                    row.append(dialogue)
+        """Ask on where a row would be padded to the longest."""
+        lengths = [sum(self.length(d) for d in row) for row in asked]
+        for index, row, length in zip(indices, asked, lengths, strict=True):
+            truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
+            while length < max(lengths):
+                task = tasks[int(rng.integers(len(tasks)))]
+                dialogue = ask(task, truth, rng, vocabulary)
+                if dialogue is not None:
+                    length += self.length(dialogue)
+                    if length <= max(lengths):
+                        row.append(dialogue)
 
     def length(self, dialogue: Dialogue) -> int:
         """Tokens of a question with its answer."""

@@ -135,12 +135,6 @@ _READING_ROOM = {
     "sure": ("Probability", "概率"),
     "right": ("right", "右"),
     "left": ("left", "左"),
-    "nodule": ("nodule", "结节"),
-    "pleural effusion": ("pleural effusion", "胸腔积液"),
-    "pneumothorax": ("pneumothorax", "气胸"),
-    "consolidation": ("consolidation", "实变"),
-    "cardiomegaly": ("cardiomegaly", "心脏增大"),
-    "aortic calcification": ("aortic calcification", "主动脉钙化"),
     "warnings": ("Warnings", "警告"),
     "questions_asked": ("questions to the model: {count}", "向模型提问 {count} 次"),
     "ask_on": ("Ask on about this study", "就此检查继续提问"),
@@ -149,6 +143,29 @@ _READING_ROOM = {
     "encoded_anew": ("Encoded anew: {count}.", "重新编码：{count}。"),
     "take_away": ("Take it away: JSON, HTML, PDF, DICOM SR", "导出：JSON、HTML、PDF、DICOM SR"),
     "download": ("Download", "下载"),
+}
+# what models made by `multimodal.training` name; others' findings are shown as they say them
+_FINDINGS = {
+    "nodule": ("nodule", "结节"),
+    "mass": ("mass", "肿块"),
+    "consolidation": ("consolidation", "实变"),
+    "ground-glass opacity": ("ground-glass opacity", "磨玻璃影"),
+    "pleural effusion": ("pleural effusion", "胸腔积液"),
+    "pneumothorax": ("pneumothorax", "气胸"),
+    "rib lesion": ("rib lesion", "肋骨病灶"),
+    "cardiomegaly": ("cardiomegaly", "心影增大"),
+    "pericardial effusion": ("pericardial effusion", "心包积液"),
+    "aortic calcification": ("aortic calcification", "主动脉钙化"),
+    "vertebral lesion": ("vertebral lesion", "椎体病灶"),
+    "intracerebral haemorrhage": ("intracerebral haemorrhage", "脑出血"),
+    "subdural haematoma": ("subdural haematoma", "硬膜下血肿"),
+    "infarct": ("infarct", "脑梗死"),
+    "hydrocephalus": ("hydrocephalus", "脑积水"),
+    "liver lesion": ("liver lesion", "肝脏病灶"),
+    "renal cyst": ("renal cyst", "肾囊肿"),
+    "kidney stone": ("kidney stone", "肾结石"),
+    "ascites": ("ascites", "腹水"),
+    "aortic aneurysm": ("aortic aneurysm", "腹主动脉瘤"),
 }
 # what is known of a series, and of whom it is; why one opens first: `encoders.dicom.choice.WISHES`
 _SERIES = {
@@ -199,6 +216,50 @@ _SERIES = {
     "most slices": ("most slices", "层数最多"),
     "the_first": ("the first", "是第一个"),
     "comma": (", ", "，"),
+}
+# the commonest of DICOM PS3.16 CID 4, by Body Part Examined; others are shown as they are written
+_BODY_PARTS = {
+    "body_abdomen": ("abdomen", "腹部"),
+    "body_abdomenpelvis": ("abdomen and pelvis", "腹盆部"),
+    "body_brain": ("brain", "脑"),
+    "body_breast": ("breast", "乳腺"),
+    "body_chest": ("chest", "胸部"),
+    "body_chestabdomen": ("chest and abdomen", "胸腹部"),
+    "body_chestabdpelvis": ("chest, abdomen and pelvis", "胸腹盆部"),
+    "body_cspine": ("cervical spine", "颈椎"),
+    "body_head": ("head", "头部"),
+    "body_headneck": ("head and neck", "头颈部"),
+    "body_heart": ("heart", "心脏"),
+    "body_hip": ("hip", "髋部"),
+    "body_kidney": ("kidney", "肾"),
+    "body_knee": ("knee", "膝部"),
+    "body_liver": ("liver", "肝"),
+    "body_lspine": ("lumbar spine", "腰椎"),
+    "body_lung": ("lung", "肺"),
+    "body_neck": ("neck", "颈部"),
+    "body_pelvis": ("pelvis", "盆部"),
+    "body_shoulder": ("shoulder", "肩部"),
+    "body_skull": ("skull", "颅骨"),
+    "body_spine": ("spine", "脊柱"),
+    "body_tspine": ("thoracic spine", "胸椎"),
+    "body_wholebody": ("whole body", "全身"),
+}
+# why pictures are no volume, as `encoders.dicom.series` says it; {n} is its number
+_NO_VOLUME = {
+    reason: (reason, chinese)
+    for reason, chinese in (
+        ("localizer images", "定位像"),
+        ("captured screens, no cross-sections", "截屏，不是断层影像"),
+        ("dose or patient information pages", "剂量或患者信息页"),
+        ("bolus tracking: one place over time", "对比剂追踪：同一位置的时间序列"),
+        ("mosaics: each image shows many slices side by side", "拼图：每幅影像并列多个层面"),
+        ("colour pictures, no measured values", "彩色图像，没有测量值"),
+        ("no position and orientation", "没有位置和方向"),
+        ("a single image", "单幅影像"),
+        ("{n} images at one place", "{n} 幅影像位于同一位置"),
+        ("{n} images at one place, as in bolus tracking", "{n} 幅影像位于同一位置，如对比剂追踪"),
+        ("slices shift sideways by up to {n} mm", "层面侧移最多 {n} 毫米"),
+    )
 }
 _VIEWER = {
     "viewer": ("Slice viewer", "断层影像浏览器"),
@@ -278,7 +339,7 @@ _PLAYGROUND = {
     "stage_decode": ("write the answer", "写出回答"),
 }
 TABLE: dict[str, tuple[str, str]] = {
-    **_SHELL, **_GUARD, **_READING_ROOM, **_SERIES, **_VIEWER, **_PLAYGROUND, **PROBLEMS,
+    **_SHELL, **_GUARD, **_READING_ROOM, **_FINDINGS, **_SERIES, **_BODY_PARTS, **_NO_VOLUME, **_VIEWER, **_PLAYGROUND, **PROBLEMS,
     **{kind: ("", chinese) for kind, chinese in ERRORS.items()},
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ import pytest
 from gradio.context import LocalContext
 
 from encoders import errors
+from encoders.dicom import series
 from encoders.dicom.choice import WISHES
 from encoders.dicom.header import SeriesInfo
 from encoders.dicom.identifiers import IDENTIFIERS
 from multimodal.openai_server import NotAccepted
+from multimodal.training.world.findings import KINDS
+from pipelines.terms import spoken_of
 from pipelines.ui.guards import errors_as_help
 from pipelines.ui.problem_words import ERRORS, PROBLEMS
 from pipelines.ui.words import TABLE
@@ -83,6 +87,45 @@ def test_what_is_told_of_a_series_is_told_in_both_languages():
         english, chinese = TABLE[key]
         assert english.isascii()
         assert re.search(r"[\u4e00-\u9fff]", chinese)
+
+
+def test_every_reason_against_a_volume_is_told_in_both_languages():
+    """As they stand in the source, numbers as {n}."""
+    tree = ast.parse(inspect.getsource(series))
+    told = next(
+        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_why_no_volume"
+    )
+    reasons = set(series._NO_VOLUME.values())
+    for node in ast.walk(told):
+        if isinstance(node, ast.Return) and node.value is not None:
+            reasons |= {_spelt(part) for part in _alternatives(node.value)} - {""}
+    assert len(reasons) > 9
+    for reason in reasons:
+        english, chinese = TABLE[reason]
+        assert english == reason
+        assert re.search(r"[\u4e00-\u9fff]", chinese)
+        assert chinese.count("{n}") == reason.count("{n}")
+
+
+def _alternatives(value: ast.expr) -> list[ast.expr]:
+    if isinstance(value, ast.IfExp):
+        return [value.body, value.orelse]
+    if isinstance(value, ast.BinOp):
+        return [value.left]
+    return [value]
+
+
+def _spelt(value: ast.expr) -> str:
+    if isinstance(value, ast.JoinedStr):
+        return "".join(p.value if isinstance(p, ast.Constant) else "{n}" for p in value.values)
+    return str(value.value) if isinstance(value, ast.Constant) else ""
+
+
+def test_every_finding_of_the_generated_world_is_told_in_words_that_we_understand():
+    names = [kind.name for kind in KINDS]
+    for name in names:
+        for said in TABLE[name]:
+            assert spoken_of(said, names) == (name, None)
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ class SeriesList {
   row(series) {
     const picture = element(series.thumbnail ? "img" : "span", "cr-thumb");
     if (series.thumbnail) Object.assign(picture, { src: series.thumbnail, alt: "" });
-    const name = [series.modality || say("unknown"), series.body_part.toLowerCase(), plane(series.plane)];
+    const name = [series.modality || say("unknown"), bodyPart(series.body_part), plane(series.plane)];
     const size = `${series.num_slices} × ${series.rows} × ${series.columns}`;
     const gaps = series.slice_gaps_mm.map((mm) => mm.toFixed(2)).join(", ");
     const spacing = [gaps, ...(series.spacing_mm ?? []).map((mm) => mm.toFixed(2))].filter(Boolean).join(" × ");
     const facts = [size, spacing && `${spacing} mm`, series.kernel].filter(Boolean).join(" · ");
     const words = element("span", "cr-words", element("b", "", name.filter(Boolean).join(" ")), element("span", "", facts));
-    const reason = series.is_volume ? say(`volume_of_${series.kind}`) : series.reason;
+    const reason = series.is_volume ? say(`volume_of_${series.kind}`) : noVolume(series.reason);
     words.append(element("small", "", series.risky ? say("risky") : reason));
     const row = element("button", "cr-row", picture, words);
     row.type = "button";
@@ -67,7 +67,8 @@ class SeriesList {
     const list = element("dl", "cr-facts");
     for (const [name, value] of Object.entries(facts)) {
       if (value === null || value === "") continue;
-      const shown = Array.isArray(value) ? value.map((v) => v.toFixed(2)).join(" × ") : say(String(value));
+      const told = name === "body_part" ? bodyPart : (one) => say(String(one));
+      const shown = Array.isArray(value) ? value.map((v) => v.toFixed(2)).join(" × ") : told(value);
       list.append(element("dt", "", say(name)), element("dd", "", shown));
     }
     for (const [key, value] of Object.entries(identifiers ?? { PatientName: MASK, PatientID: MASK, PatientBirthDate: MASK })) {
@@ -82,6 +83,16 @@ class SeriesList {
 
 function plane(name) {
   return name ? say(name) : "";
+}
+
+function bodyPart(name) {
+  const key = `body_${name.toLowerCase()}`;
+  return say(key) === key ? name.toLowerCase() : say(key);
+}
+
+function noVolume(reason) {
+  const n = /\d+/.exec(reason)?.[0] ?? "";
+  return say(n ? reason.replace(n, "{n}") : reason, { n });
 }
 
 /** Build the study browser within an element; `act(name, data)` tells what was pressed. */
