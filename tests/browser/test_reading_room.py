@@ -376,9 +376,12 @@ def test_problems_and_errors_are_told_in_the_pages_language(
         assert item.locator("code").get_attribute("title") == TABLE[code][column]
     assert "1 slice is missing" in page.locator(".cr-more").first.inner_text()
     assert page.locator(".cr-row small").inner_text() == TABLE["volume_of_image"][column]
+    assert TABLE["body_chest"][column] in page.locator(".cr-row b").inner_text()
     page.get_by_text(TABLE["about_series"][column]).click()
     names = page.locator(".cr-facts dt").all_inner_texts()
     assert {TABLE[key][column] for key in ("plane", "num_slices", "PatientName")} <= {*names}
+    upload.set_input_files(slices[0])
+    page.locator(".cr-row small", has_text=TABLE["a single image"][column]).wait_for()
     upload.set_input_files(tmp_path / "notes.txt")
     told = page.get_by_text("no DICOM image found (notes.txt")
     told.wait_for()
