@@ -65,6 +65,7 @@ class Recipe:
     Attributes:
         work, out: where the stages keep their states, where the checkpoint goes.
         start: folder of a checkpoint to go on from; empty, everything is drawn anew.
+        towers: folder of towers to go on from, `vision.safetensors` and `audio.safetensors`.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
         crowd: studies crowded with findings, from which the vision tower learns.
@@ -78,6 +79,7 @@ class Recipe:
     work: Path = Path(".work")
     out: Path = DEMO
     start: str = ""
+    towers: str = ""
     stages: str = ",".join(STAGES)
     world: str = "body"
     coarser: float = 2.5
@@ -145,11 +147,12 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
         model, processor = load_composite(recipe.start, device="cpu")
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)
-    for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
-                       (model, "language"), (model, "together")):  # fmt: skip
-        weights = recipe.work / f"{name}.safetensors"
-        if weights.is_file():
-            part.load_state_dict(load_file(weights), strict=part is not model)
+    for folder in ([Path(recipe.towers)] if recipe.towers else []) + [recipe.work]:
+        for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
+                           (model, "language"), (model, "together")):  # fmt: skip
+            weights = folder / f"{name}.safetensors"
+            if weights.is_file():
+                part.load_state_dict(load_file(weights), strict=part is not model)
     return model, processor
 
 

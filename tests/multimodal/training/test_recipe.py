@@ -143,6 +143,16 @@ def _goes_on(small: recipe.Recipe) -> None:
     recipe.run(again)
     first, second = (load_file(r.out / "model.safetensors") for r in (small, again))
     assert all(np.array_equal(first[name], second[name]) for name in first)
+    towers = small.work / "towers"
+    towers.mkdir()
+    for name in ("vision", "audio"):
+        shutil.copy(small.work / f"{name}.safetensors", towers)
+    elsewhere = replace(again, start="", towers=str(towers), work=small.work / "elsewhere")
+    begun, _ = recipe._at_the_start(elsewhere)
+    for part, name in ((begun.audio_tower, "audio"), (begun.vision_tower, "vision")):
+        trained = load_file(small.work / f"{name}.safetensors")
+        prefix = "tower." if name == "vision" else ""
+        assert all(np.array_equal(w, trained[prefix + k]) for k, w in part.state_dict().items())
 
 
 def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
