@@ -62,7 +62,8 @@ class Frame:
 class Make:
     """How a corpus is made: of which world, how many studies, how coarse, seen in which frame.
 
-    In a crowded one small findings are ten times as frequent, for eyes to learn from.
+    In a crowded one small findings are ten times as frequent, for eyes to learn from. Study i is
+    drawn from seed `first + i`.
     """
 
     world: str = "body"
@@ -70,6 +71,7 @@ class Make:
     coarser: float = 2.5
     frame: Frame = field(default_factory=Frame)
     crowded: bool = False
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def open_corpus(work_dir: Path, *, crowded: bool = False) -> Corpus:
 
 
 def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:
-    """Fill the corpus: study i is made from seed i; what is there already stays.
+    """Fill the corpus, each study from its own seed; what is there already stays.
 
     Raises:
         InvalidOption: the folder holds a corpus that was made otherwise.
@@ -238,7 +240,8 @@ def _fill(folder: Path, make: Make, indices: Iterable[int]) -> None:
     for index in tqdm(indices, desc="studies", mininterval=10):
         if arrays["done"][index]:
             continue
-        rng = np.random.default_rng((index, 1) if make.crowded else index)
+        seed = make.first + index
+        rng = np.random.default_rng((seed, 1) if make.crowded else seed)
         drawn = world.draw(rng, make.coarser, make.crowded)
         views = make_views(to_volume(drawn.rendered), make.frame.views)
         arrays["views"][index] = views.pixels

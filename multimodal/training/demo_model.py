@@ -178,5 +178,8 @@ def begin_regions(model: MultimodalForConditionalGeneration, tokenizer: Any) -> 
     for row, (name, side) in zip(projector.name.weight, model.config.regions, strict=True):
         english = f" {side} {name}" if side else f" {name}"
         chinese = f"{SIDES['zh'][side]}侧{NAMES_ZH[name]}" if side else NAMES_ZH[name]
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in (english, chinese)]
-        row.copy_(torch.stack([words[i].mean(0) for i in ids]).sum(0))
+        row.zero_()
+        for text in (english, chinese):  # of many short words or of one long one: alike
+            said = words[tokenizer.encode(text, add_special_tokens=False)].sum(0)
+            row.add_(said / said.norm())
+    projector.name.weight.mul_(words.norm(dim=1).mean())

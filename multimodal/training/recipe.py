@@ -69,6 +69,7 @@ class Recipe:
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
         crowd: studies crowded with findings, from which the vision tower learns.
+        first: seed of the first study; who goes on draws others than were learned from.
         size: of the networks, a name in `demo_model.SIZES`.
         rate: a factor on every stage's learning rate.
         batch: a factor on every stage's batch size.
@@ -86,6 +87,7 @@ class Recipe:
     size: str = "small"
     studies: int = 6000
     crowd: int = 8000
+    first: int = 0
     utterances: int = 4000
     vision_steps: int = 3000
     audio_steps: int = 2400
@@ -122,7 +124,7 @@ def run(recipe: Recipe) -> None:
     world = WORLDS[recipe.world]
     if recipe.wants("corpus"):
         frame = SIZES[recipe.size].frame
-        make = Make(recipe.world, recipe.studies, recipe.coarser, frame)
+        make = Make(recipe.world, recipe.studies, recipe.coarser, frame, first=recipe.first)
         generate_corpus(recipe.work, make, recipe.num_workers)
         crowd = replace(make, studies=recipe.crowd, crowded=True)
         generate_corpus(recipe.work, crowd, recipe.num_workers)
