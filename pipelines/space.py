@@ -96,12 +96,13 @@ def push(repo: str, folder: Path, *, private: bool = False, api: Any = None) -> 
 
 
 def _sources() -> Iterator[Path]:
-    """The page and the rooms, without what Python or a person left behind."""
+    """The page and the rooms, without what Python, a person or half a training left behind."""
     yield from (ROOT / "app.py", ROOT / "LICENSE", ROOT / "CHANGELOG.md")
     for room in ROOMS:
         for file in sorted((ROOT / room).rglob("*")):
-            hidden = any(part.startswith((".", "__pycache__")) for part in file.parts)
-            if file.is_file() and not hidden and file.suffix in _DATA:
+            parts = file.relative_to(ROOT).parts
+            left_behind = any(p.startswith((".", "__pycache__")) or p == "towers" for p in parts)
+            if file.is_file() and not left_behind and file.suffix in _DATA:
                 yield file
 
 
