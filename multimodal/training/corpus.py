@@ -169,14 +169,14 @@ def varied(
     gain, offset = rng.uniform(0.95, 1.05, len(views)), rng.uniform(-5, 5, len(views))
     grey = views * gain[:, None, None, None].astype(np.float32)
     grey += offset[:, None, None, None].astype(np.float32)
-    varied = grey.clip(0, 255).astype(np.uint8)
+    pictures = grey.clip(0, 255).astype(np.uint8)
     squares = cover.reshape(len(cover), grid, grid, -1).copy()
     for picture, square, (down, right) in zip(
-        varied, squares, rng.integers(-1, 2, (len(views), 2)), strict=True
+        pictures, squares, rng.integers(-1, 2, (len(views), 2)), strict=True
     ):
         picture[:] = np.roll(picture, (down * patch, right * patch), (1, 2))
         square[:] = np.roll(square, (down, right), (0, 1))
-    return varied, squares.reshape(cover.shape)
+    return pictures, squares.reshape(cover.shape)
 
 
 def open_corpus(work_dir: Path, *, crowded: bool = False) -> Corpus:

@@ -186,14 +186,15 @@ class Packer:
     ) -> None:  # fmt: skip
         """Ask on where a row would be padded to the longest."""
         lengths = [sum(self.length(d) for d in row) for row in asked]
+        longest = max(lengths)
         for index, row, length in zip(indices, asked, lengths, strict=True):
             truth, vocabulary = self.corpus.truth[index], self.corpus.vocabulary[index]
-            while length < max(lengths):
+            while length < longest:
                 task = tasks[int(rng.integers(len(tasks)))]
                 dialogue = ask(task, truth, rng, vocabulary)
                 if dialogue is not None:
                     length += self.length(dialogue)
-                    if length <= max(lengths):
+                    if length <= longest:
                         row.append(dialogue)
 
     def length(self, dialogue: Dialogue) -> int:

@@ -40,11 +40,11 @@ class Muon(torch.optim.Optimizer):
                 matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
 
     def _heading(self, matrix: torch.Tensor) -> torch.Tensor:
+        assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
         state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-        assert matrix.grad is not None
         return matrix.grad.lerp(state["momentum"], MOMENTUM)
 
 

@@ -115,12 +115,14 @@ def run(recipe: Recipe) -> None:
     """The stages in order; what is done already is not done again.
 
     Raises:
-        InvalidOption: a stage, world or size that does not exist.
+        InvalidOption: a stage, world, size or folder of towers that does not exist.
     """
     for given, known in ((recipe.stages.split(","), STAGES), ([recipe.world], tuple(WORLDS)),
                          ([recipe.size], tuple(SIZES))):  # fmt: skip
         if unknown := set(given) - set(known):
             raise InvalidOption(f"{min(unknown)!r} is none of {', '.join(known)}")
+    if recipe.towers and not list(Path(recipe.towers).glob("*.safetensors")):
+        raise InvalidOption(f"{recipe.towers!r} holds no towers; name a folder of *.safetensors")
     world = WORLDS[recipe.world]
     if recipe.wants("corpus"):
         frame = SIZES[recipe.size].frame

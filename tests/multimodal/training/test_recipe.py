@@ -160,6 +160,8 @@ def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> Non
     for wrong in ({"stages": "corpus,sing"}, {"world": "moon"}, {"size": "huge"}):
         with pytest.raises(InvalidOption, match="is none of"):
             recipe.run(recipe.Recipe(work=tmp_path, **wrong))  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="'nowhere' holds no towers"):
+        recipe.run(recipe.Recipe(work=tmp_path, towers="nowhere"))
     corpus.generate_corpus(tmp_path, corpus.Make("phantom", 0))
     with pytest.raises(InvalidOption, match="use another work folder"):
         corpus.generate_corpus(tmp_path, corpus.Make("body", 0))
