@@ -55,7 +55,26 @@ class Guard:
             await _refuse(send, *refusal, headers)
             return
         with self._tab(visitor) if _HEARTBEAT.search(path) else nullcontext():
-            await self.app(scope, receive, self._watched(scope, send, visitor, headers))
+            await self._pass_on(scope, receive, send, visitor, headers)
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, visitor: str, headers: Mapping[str, str]
+    ) -> None:
+        """To Gradio; a file that was let go since it was allowed is refused like any that is not his."""
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, self._watched(scope, sending, visitor, headers))
+        except (RuntimeError, OSError):  # Starlette's, of a file that is not there
+            refusal = None if started else self._refusal(visitor, scope["path"], headers)
+            if refusal is None:
+                raise
+            await _refuse(send, *refusal, headers)
 
     @contextmanager
     def _tab(self, visitor: str) -> Iterator[None]:

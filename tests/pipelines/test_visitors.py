@@ -187,6 +187,35 @@ def test_a_tab_is_open_while_its_heartbeat_is(visitors: Visitors, monkeypatch: p
     asyncio.run(asyncio.wait_for(check(), PATIENCE_S))
 
 
+def test_a_file_that_goes_while_it_is_asked_for_is_refused(visitors: Visitors):
+    """Not a broken connection: the last tab closed between the question and the answer."""
+    from starlette.responses import FileResponse
+
+    file = sent_by(visitors, "anna", "a")
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].endswith("gone"):
+            raise RuntimeError("of something else")
+        visitors.sweep(max_age_s=-1)
+        await FileResponse(file)(scope, receive, send)
+
+    told = []
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    async def nothing() -> Any:
+        raise AssertionError("nothing is asked")
+
+    guard = guarding.Guard(page, visitors, page_settings())
+    headers = [(b"cookie", f"{guarding.COOKIE}=anna".encode())]
+    scope = {"type": "http", "method": "GET", "headers": headers}
+    asyncio.run(guard({**scope, "path": f"/gradio_api/file={file}"}, nothing, send))
+    assert told[0]["status"] == 403
+    with pytest.raises(RuntimeError, match="something else"):
+        asyncio.run(guard({**scope, "path": "/gone"}, nothing, send))
+
+
 def test_what_two_have_sent_goes_with_neither_alone(visitors: Visitors):
     """Gradio keeps equal files once: the same study sent by two is one file."""
     for visitor in ("anna", "ben"):
