@@ -23,8 +23,8 @@ def card_table(found: Mapping[str, Any]) -> str:
     lines = [line for section in sections for line in (*section, "")]
     count, few = found["studies"], found["sparsity_studies"]
     lines.append(
-        f"{count} unseen studies of the world `{found['world']}` ({few} for the tables below the"
-        f" third), {found['machine']}; weights SHA-256 {found['weights_sha256'][:16]}…."
+        f"{count} unseen studies of the world `{found['world']}` ({few} where images are blanked or"
+        f" another's, and below the third table), {found['machine']}; weights SHA-256 {found['weights_sha256'][:16]}…."
         " Made by `make eval-demo`."
     )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     Executor,
     Future,
@@ -33,7 +33,7 @@ import torch
 
 from encoders.dicom import Volume, load_volume, write_ct_series
 from multimodal import prompts
-from multimodal.backends import DEMO, Finished, GenerateOptions, Region, collect
+from multimodal.backends import DEMO, Finished, GenerateOptions, Region, Token, collect
 from multimodal.configuration import MultimodalConfig
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
@@ -56,8 +56,8 @@ VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
 OMISSION = (prompts.NOTHING_OMITTED, "omission")
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
 CHUNK = 10  # studies that a process examines before it tells what it found
+FEW = 120  # studies at most for what is asked of each many times over
 COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
-Say = Callable[..., Finished]
 
 
 @dataclass(frozen=True)
@@ -110,24 +110,34 @@ def blanked(case: Case) -> Case:
     return replace(case, volume=replace(case.volume, voxels=air))
 
 
-def talk(backend: LocalBackend, case: Case) -> Say:
-    """A way to ask about one study."""
-    study = Study(case.volume)
+class Talk:
+    """Ways to ask about one study."""
 
-    def say(prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
+    def __init__(self, backend: LocalBackend, case: Case) -> None:
+        self._backend, self._study = backend, Study(case.volume)
+
+    def ask(self, prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
+        """One question."""
+        return collect(self._begin(prompt, choices, ground))
+
+    def ask_all(self, prompts: Sequence[str], choices: tuple[str, ...] = ()) -> list[Finished]:
+        """Questions that share the engine's steps."""
+        return [collect(answer) for answer in [self._begin(p, choices) for p in prompts]]
+
+    def _begin(
+        self, prompt: str, choices: tuple[str, ...], ground: bool = False
+    ) -> Iterator[Token | Finished]:
         options = GenerateOptions(max_new_tokens=96, choices=choices, ground=ground)
-        return collect(backend.generate([user(study, prompt)], options))
-
-    return say
+        return self._backend.generate([user(self._study, prompt)], options)
 
 
 def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     """Ask everything about one study."""
-    say = talk(backend, case)
+    talk = Talk(backend, case)
     novelty = backend.novelty(Study(case.volume))
     if novelty is not None:
         scores.novelty.append(novelty.score / novelty.limit)
-    listed = say(prompts.LIST_FINDINGS, ground=True)
+    listed = talk.ask(prompts.LIST_FINDINGS, ground=True)
     named = {(f.name, f.side) for f in prompts.parse_findings(listed.text)}
     true = {(f.name, f.side) for f in case.truth}
     scores.listed.append((len(named & true), len(named), len(true)))
@@ -136,54 +146,62 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
             on_slice, in_box = _hits(region, case)
             scores.slices.append(on_slice)
             scores.boxes.append(in_box)
-    for name, side in all_keys(case.vocabulary):
-        yes = say(prompts.ask_presence(name, side), ("yes", "no")).choices["yes"]
-        scores.presence.append((f"{side or ''} {name}".strip(), (name, side) in true, yes))
-    for question in case.questions:
-        _mark(question, say, scores)
-    scores.reports.append(judge_report(case.report, say))
+    keys = all_keys(case.vocabulary)
+    answers = talk.ask_all([prompts.ask_presence(*key) for key in keys], ("yes", "no"))
+    for (name, side), answer in zip(keys, answers, strict=True):
+        told = (f"{side or ''} {name}".strip(), (name, side) in true, answer.choices["yes"])
+        scores.presence.append(told)
+    _mark(case.questions, talk, scores)
+    scores.check += judge([q for q in case.questions if q.task == "check"], talk)
+    scores.reports.append(judge_report(case.report, talk))
 
 
-def _mark(question: Dialogue, say: Say, scores: Scores) -> None:
-    if question.task == "size":
-        given = prompts.parse_size_mm(say(question.question).text)
-        true = prompts.parse_size_mm(question.answer)
-        assert true is not None
-        scores.sizes.append((true, given if given is not None else 0.0))
-    elif question.task == "side":
-        scores.side.append(say(question.question).text == question.answer)
-    elif question.task == "check":
-        scores.check.append(_judge(question, say))
-    elif question.task == "omission":
-        chances = say(question.question, OMISSION).choices
-        exact = say(question.question).text == question.answer
-        scores.omission.append((question.label == "omission", chances["omission"], exact))
+def _mark(questions: Sequence[Dialogue], talk: Talk, scores: Scores) -> None:
+    """Questions whose answer is written, sentences to check aside."""
+    written = [q for q in questions if q.task != "check"]
+    for question, given in zip(written, talk.ask_all([q.question for q in written]), strict=True):
+        exact = given.text == question.answer
+        if question.task == "size":
+            true = prompts.parse_size_mm(question.answer)
+            assert true is not None
+            scores.sizes.append((true, prompts.parse_size_mm(given.text) or 0.0))
+        elif question.task == "side":
+            scores.side.append(exact)
+        elif question.task == "omission":
+            chances = talk.ask(question.question, OMISSION).choices
+            scores.omission.append((question.label == "omission", chances["omission"], exact))
 
 
-def _judge(question: Dialogue, say: Say) -> Judged:
-    chances = say(question.question, VERDICTS).choices
-    kind = max(chances, key=lambda k: chances[k])
-    answer = say(question.question).text
-    return Judged(question.label, kind, 1 - chances[prompts.AGREES], answer == question.answer)
+def judge(questions: Sequence[Dialogue], talk: Talk) -> list[Judged]:
+    """Sentences checked one by one: the surest verdict, and the answer as it is written."""
+    asked = [q.question for q in questions]
+    found = []
+    for question, verdict, answer in zip(
+        questions, talk.ask_all(asked, VERDICTS), talk.ask_all(asked), strict=True
+    ):
+        chances = verdict.choices
+        kind, wrong = max(chances, key=lambda k: chances[k]), 1 - chances[prompts.AGREES]
+        found.append(Judged(question.label, kind, wrong, answer.text == question.answer))
+    return found
 
 
-def judge_report(report: Faulty, say: Say) -> Judgement:
+def judge_report(report: Faulty, talk: Talk) -> Judgement:
     """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out."""
-    said, kept, sure = set(), [], 0.0
-    for number, line in enumerate(report.lines):
-        prompt = prompts.CHECK_SENTENCE.format(sentence=line.text)
-        chances = say(prompt, VERDICTS).choices
-        wrong = 1 - chances[prompts.AGREES]
-        sure = max(sure, wrong)
-        if wrong < 0.5:
-            kept.append(line.text)
-            continue
-        kind = max(prompts.ERROR_TYPES, key=lambda k: chances[k])
+    asked = [prompts.CHECK_SENTENCE.format(sentence=line.text) for line in report.lines]
+    verdicts = [answer.choices for answer in talk.ask_all(asked, VERDICTS)]
+    wrong = [1 - chances[prompts.AGREES] for chances in verdicts]
+    doubted = [number for number, chance in enumerate(wrong) if chance >= 0.5]
+    answers = talk.ask_all([asked[number] for number in doubted])
+    said = set()
+    kept: list[str | None] = [line.text for line in report.lines]
+    for number, answer in zip(doubted, answers, strict=True):
+        kind = max(prompts.ERROR_TYPES, key=lambda k: verdicts[number][k])
         said.add((str(kind), number))
-        verdict = prompts.parse_verdict(say(prompt).text)
-        if kind != "insertion":
-            kept.append((verdict.correction if verdict else None) or line.text)
-    missing = say(prompts.FIND_OMISSION.format(report=" ".join(kept)), OMISSION).choices["omission"]
+        verdict = prompts.parse_verdict(answer.text)
+        corrected = (verdict.correction if verdict else None) or kept[number]
+        kept[number] = None if kind == "insertion" else corrected
+    whole = prompts.FIND_OMISSION.format(report=" ".join(text for text in kept if text))
+    missing = talk.ask(whole, OMISSION).choices["omission"]
     if missing >= 0.5:
         said.add(("omission", -1))
     true = {
@@ -191,7 +209,8 @@ def judge_report(report: Faulty, say: Say) -> Judgement:
     }
     if report.left_out:
         true.add(("omission", -1))
-    return Judgement(report.wrong, max(sure, missing), frozenset(true), frozenset(said))
+    sure = max([*wrong, missing])
+    return Judgement(report.wrong, sure, frozenset(true), frozenset(said))
 
 
 def _hits(region: Region, case: Case) -> tuple[bool, bool]:
@@ -242,14 +261,17 @@ def dictated_checks(model: Path, num_studies: int) -> dict[str, float]:
     typed, dictated = Scores(), Scores()
     backend, cases = _backend(model), _cases(model, range(num_studies))
     for number, case in enumerate(cases):
-        say, rng = talk(backend, case), np.random.default_rng((FIRST_SEED, 8, number))
-        for question in (q for q in case.questions if q.task == "check" and q.label != "typo"):
+        talk, rng = Talk(backend, case), np.random.default_rng((FIRST_SEED, 8, number))
+        questions = [q for q in case.questions if q.task == "check" and q.label != "typo"]
+        spoken = []
+        for question in questions:
             sentence = question.question.removeprefix(prompts.CHECK_SENTENCE.format(sentence=""))
             voices = HELD_OUT_VOICES["zh" if any("一" <= c <= "鿿" for c in sentence) else "en"]
             speech = synthesise(sentence, voices[number % len(voices)], rng)
             heard = prompts.CHECK_SENTENCE.format(sentence=hear(backend, speech))
-            typed.check.append(_judge(question, say))
-            dictated.check.append(_judge(replace(question, question=heard), say))
+            spoken.append(replace(question, question=heard))
+        typed.check += judge(questions, talk)
+        dictated.check += judge(spoken, talk)
     name = "check balanced accuracy"
     return {"check, typed": _only(typed, name), "check, dictated": _only(dictated, name)}
 
@@ -314,15 +336,16 @@ def calibrate(model: Path, num_studies: int) -> float:
     logs, true = [], []
     for seed in range(num_studies):
         case = make_case(world, seed, CALIBRATION_SEED)
-        say, present = talk(backend, case), {(f.name, f.side) for f in case.truth}
-        for name, side in all_keys(case.vocabulary):
-            chances = say(prompts.ask_presence(name, side), ("yes", "no")).choices
-            logs.append(np.log(np.maximum([chances["yes"], chances["no"]], 1e-12)))
-            true.append(0 if (name, side) in present else 1)
-        for question in (q for q in case.questions if q.task == "check"):
-            chances = say(question.question, VERDICTS).choices
-            logs.append(np.log(np.maximum([chances[v] for v in VERDICTS], 1e-12)))
-            true.append(VERDICTS.index(question.label))
+        talk, present = Talk(backend, case), {(f.name, f.side) for f in case.truth}
+        keys, checks = all_keys(case.vocabulary), [q for q in case.questions if q.task == "check"]
+        for choices, asked, labels in (
+            (("yes", "no"), [prompts.ask_presence(*key) for key in keys],
+             ["yes" if key in present else "no" for key in keys]),
+            (VERDICTS, [q.question for q in checks], [q.label for q in checks]),
+        ):  # fmt: skip
+            for answer, label in zip(talk.ask_all(asked, choices), labels, strict=True):
+                logs.append(np.log(np.maximum([answer.choices[c] for c in choices], 1e-12)))
+                true.append(choices.index(label))
     backend.close()
     file = model / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -344,12 +367,14 @@ def _cases(model: Path, seeds: range) -> list[Case]:
     return [make_case(world_of(_backend(model).model.config), seed) for seed in seeds]
 
 
-def examine_some(model: Path, seeds: range) -> tuple[Scores, Scores, Scores]:
-    """Some studies seen as they are, blanked, and with the images of another of them."""
+def examine_some(model: Path, seeds: range, few: int) -> tuple[Scores, Scores, Scores]:
+    """Some studies seen as they are; the first `few` blanked and with another's images too."""
     backend, cases = _backend(model), _cases(model, seeds)
     seeing, blind, shuffled = Scores(), Scores(), Scores()
     for number, case in enumerate(cases):
         examine(backend, case, seeing)
+        if seeds[number] >= few:
+            continue
         examine(backend, blanked(case), blind)
         other = cases[number - 1].volume
         examine(backend, replace(case, volume=other, masks={}), shuffled)
@@ -370,10 +395,10 @@ def evaluate(
     """Everything the model card tells; `num_workers` processes share the studies."""
     from tqdm import tqdm
 
-    few = max(num_studies // 5, 2)
+    few = min(max(num_studies // 5, 2), FEW)
     parts = [range(i, min(i + CHUNK, num_studies)) for i in range(0, num_studies, CHUNK)]
     with _workers(num_workers) as pool:
-        studies = [pool.submit(examine_some, model, part) for part in parts]
+        studies = [pool.submit(examine_some, model, part, few) for part in parts]
         heard = pool.submit(dictations, model, num_dictations)
         dictated = pool.submit(dictated_checks, model, few)
         hidden = pool.submit(hiding, model, few)

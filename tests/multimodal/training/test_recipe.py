@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -237,15 +238,22 @@ def test_a_report_is_judged_sentence_by_sentence_and_then_for_what_it_leaves_out
     wrong = Mistake("No cardiomegaly.", Verdict("omission", "The heart is enlarged."), there)
     report = Faulty((Line("Left.", there), Line(wrong.text, there, True, wrong)), (there,))
 
-    def say(prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
-        if "leave out" in prompt:
-            assert prompt.endswith("Left. The heart is enlarged.")
-            return Finished("", "stop", Usage(0, 0, 0), {"nothing": 0.7, "omission": 0.3})
-        bad = "No cardiomegaly" in prompt
-        chances = dict.fromkeys(choices, 0.0) | {"omission": 0.9 * bad, "agrees": 1 - 0.9 * bad}
-        return Finished("omission: The heart is enlarged.", "stop", Usage(0, 0, 0), chances)
+    class Told(evaluation.Talk):
+        def __init__(self) -> None:
+            pass
 
-    judged = evaluation.judge_report(report, say)
+        def ask(self, prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
+            if "leave out" in prompt:
+                assert prompt.endswith("Left. The heart is enlarged.")
+                return Finished("", "stop", Usage(0, 0, 0), {"nothing": 0.7, "omission": 0.3})
+            bad = "No cardiomegaly" in prompt
+            chances = dict.fromkeys(choices, 0.0) | {"omission": 0.9 * bad, "agrees": 1 - 0.9 * bad}
+            return Finished("omission: The heart is enlarged.", "stop", Usage(0, 0, 0), chances)
+
+        def ask_all(self, prompts: Sequence[str], choices: tuple[str, ...] = ()) -> list[Finished]:
+            return [self.ask(prompt, choices) for prompt in prompts]
+
+    judged = evaluation.judge_report(report, Told())
     assert judged.wrong
     assert judged.sure == pytest.approx(0.9)
     assert judged.said == {("omission", 1)}
