@@ -84,7 +84,7 @@ def build_app(model: str | Backend | None = None) -> gr.Blocks:
         with gr.Tab(say("reading_room")):
             build_reading_room(page, backend)
         with gr.Tab(say("playground")):
-            build_playground(backend)
+            build_playground(page, backend)
         page.unload(close_studies)
     page.queue(max_size=limits.max_waiting, default_concurrency_limit=limits.num_at_once)
     return page

@@ -7,7 +7,7 @@ session's state and is never written to disk.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,20 @@ class Talker:
                 yield [*talk[:-1], turn]
 
 
-def describe_model(backend: Backend) -> str:
-    """Name, senses and context of the model, as Markdown."""
+def describe_model(backend: Backend, table: Mapping[str, str]) -> str:
+    """Name, senses and context of the model, as Markdown in the language of a table."""
     able = backend.capabilities()
-    return f"**{able.name}** · {', '.join(sorted(able.modalities))} · {able.max_len} tokens"
+    senses = table["list_comma"].join(table[f"sense_{sense}"] for sense in sorted(able.modalities))
+    return f"**{able.name}** · {senses} · {table['context'].format(tokens=able.max_len)}"
 
 
-def build_playground(backend: Backend) -> None:
+def build_playground(page: gr.Blocks, backend: Backend) -> None:
     """The room's components and events, within the page being built."""
     talker = Talker(Gates(backend))
+
+    def described(request: gr.Request) -> str:
+        return describe_model(backend, told(request))
+
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             chatbot = gr.Chatbot(
@@ -119,7 +124,10 @@ def build_playground(backend: Backend) -> None:
             with gr.Row():
                 clicks = [gr.Button(say(e.name), size="sm", min_width=140) for e in examples()]
         with gr.Column(scale=1, min_width=220):
-            gr.Markdown(describe_model(backend), elem_classes="model-card")
+            card = gr.Markdown(elem_classes="model-card")
+            page.load(
+                described, None, card, api_visibility="private", show_progress="hidden", queue=False
+            )
             temperature = gr.Slider(
                 0.0, 1.5, 0.0, step=0.1, label=say("temperature"), info=say("temperature_info")
             )
