@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -65,7 +65,8 @@ class Recipe:
     Attributes:
         work, out: where the stages keep their states, where the checkpoint goes.
         start: folder of a checkpoint to go on from; empty, everything is drawn anew.
-        towers: folder of towers to go on from, `vision.safetensors` and `audio.safetensors`.
+        towers: folder of towers to go on from, `vision.safetensors` and `audio.safetensors`; the
+            vision tower ends half way between what it was and what it becomes.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
         crowd: studies crowded with findings, from which the vision tower learns.
@@ -180,8 +181,25 @@ def _vision(
     recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
 ) -> None:
     dense, schedule = _dense(model), recipe.schedule(recipe.vision_steps, 1.2e-3, 48)
-    _once(recipe.work, "vision", dense,
-          lambda: train_vision(dense, processor.tokenizer, recipe.work, schedule))  # fmt: skip
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+
+    def learn() -> None:
+        train_vision(dense, processor.tokenizer, recipe.work, schedule)
+        if recipe.towers:
+            go_half_way(dense, before)
+
+    _once(recipe.work, "vision", dense, learn)
+
+
+@torch.no_grad()
+def go_half_way(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    """Weights half way from what they were to what they are (Wortsman et al. 2022, WiSE-FT).
+
+    A tower that goes on with other studies learns of them and forgets of those before.
+    """
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(before[name].to(value), 0.5)
 
 
 def _audio(

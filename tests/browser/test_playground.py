@@ -140,7 +140,9 @@ def test_a_phone_in_chinese_and_the_dark_holds_the_room_without_scrolling_sidewa
 ):
     page = open_page(app_url, language="zh-CN", dark=True, width=390, height=844)
     talk = enter(page, 1)
-    page.locator(".model-card").get_by_text(re.compile("音频、.*文本.*上下文 [0-9]+ 词元")).wait_for()
+    page.locator(".model-card").get_by_text(
+        re.compile("音频、.*文本.*上下文 [0-9]+ 词元")
+    ).wait_for()
     page.get_by_role("button", name=TABLE["example_hear"][1]).click()
     talk.get_by_text(re.compile("词元/秒")).wait_for()
     shares = talk.locator("button").filter(has=page.locator('svg path[d^="M23,20a5"]'))

@@ -157,6 +157,16 @@ def _goes_on(small: recipe.Recipe) -> None:
         assert all(np.array_equal(w, trained[prefix + k]) for k, w in part.state_dict().items())
 
 
+def test_a_tower_that_went_on_ends_half_way_between_before_and_after() -> None:
+    tower = torch.nn.BatchNorm1d(3)
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    tower.weight.data += torch.tensor([2.0, 0.0, -4.0])
+    tower.num_batches_tracked += 7  # no weight: it stays as it has become
+    recipe.go_half_way(tower, before)
+    assert tower.weight.tolist() == [2.0, 1.0, -1.0]
+    assert int(tower.num_batches_tracked) == 7
+
+
 def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
     for wrong in ({"stages": "corpus,sing"}, {"world": "moon"}, {"size": "huge"}):
         with pytest.raises(InvalidOption, match="is none of"):
