@@ -151,6 +151,9 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     for (name, side), answer in zip(keys, answers, strict=True):
         told = (f"{side or ''} {name}".strip(), (name, side) in true, answer.choices["yes"])
         scores.presence.append(told)
+    elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
+    for answer in talk.ask_all([prompts.ask_presence(*key) for key in elsewhere], ("yes", "no")):
+        scores.elsewhere.append(answer.choices["yes"] >= 0.5)
     _mark(case.questions, talk, scores)
     scores.check += judge([q for q in case.questions if q.task == "check"], talk)
     scores.reports.append(judge_report(case.report, talk))

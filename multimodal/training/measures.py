@@ -42,6 +42,7 @@ class Scores:
     """Answers gathered over studies."""
 
     presence: list[tuple[str, bool, float]] = field(default_factory=list)
+    elsewhere: list[bool] = field(default_factory=list)  # claims of what another region shows
     listed: list[tuple[int, int, int]] = field(default_factory=list)  # hits, said, true
     sizes: list[tuple[float, float]] = field(default_factory=list)  # true, given; mm
     side: list[bool] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Scores:
         return {
             "presence balanced accuracy": mean(balanced(r) for r in rows.values()),
             "presence AUROC": mean(area([(t, p) for t, p in r]) for r in rows.values()),
+            "claimed of another region": mean(self.elsewhere),
             "list F1": 2 * hits / max(said + true, 1),
             "size median error (mm)": _median(off[:, 0]),
             "size median error (share)": _median(off[:, 1]),
