@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from multimodal.backends import DEMO
+from pipelines import pipeline
+from pipelines.evidence import Discrepancy, Reading
 from pipelines.ui.viewer import PREFIX
 from pipelines.ui.words import TABLE
 from tests.makers import write_sr
@@ -128,7 +130,19 @@ def test_a_finger_scrolls_and_two_zoom(open_page: Any, app_url: str):
     assert place(page) == before + 10
 
 
-def test_a_review_goes_by_keyboard_alone(page: Any):
+@pytest.fixture(scope="module")
+def sample() -> Reading:
+    """The sample's reading, as a program gets it."""
+    report = (DEMO / "sample" / "report.txt").read_text(encoding="utf-8")
+    return pipeline("ct-report")(DEMO / "sample" / "study", report=report)
+
+
+def slice_of(point: Discrepancy) -> int | None:
+    """Where a point leads to."""
+    return next(e.slice_index for e in point.evidence if e.kind == "image")
+
+
+def test_a_review_goes_by_keyboard_alone(page: Any, sample: Reading):
     page.get_by_role("button", name=TABLE["load_sample"][0]).wait_for()
 
     def tab_to(words: str, key: str = "Tab") -> None:
@@ -144,9 +158,11 @@ def test_a_review_goes_by_keyboard_alone(page: Any):
     tab_to(TABLE["review"][0])
     page.keyboard.press("Enter")
     page.locator(".cr-verdict").wait_for()
-    tab_to("Left lung nodule measuring 14 mm.")
+    point = sample.discrepancies[0]
+    assert point.sentence
+    tab_to(point.sentence)
     page.keyboard.press("Enter")
-    page.wait_for_function(f"{VIEWER}.place === 25")
+    page.wait_for_function(f"{VIEWER}.place === {slice_of(point)}")
     tab_to(TABLE["rejected"][0])
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
@@ -170,18 +186,24 @@ def test_everything_that_can_be_pressed_says_what_it_is(page: Any):
     assert nameless == []
 
 
-def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(page: Any, tmp_path: Path):
+def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(
+    page: Any, tmp_path: Path, sample: Reading
+):
+    point, number = sample.discrepancies[0], len(sample.discrepancies)
+    assert point.sentence
+    assert point.suggestion
     open_sample(page)
     review(page)
-    assert "2" in page.locator(".cr-verdict").inner_text()
+    assert str(number) in page.locator(".cr-verdict").inner_text()
     mark = page.locator(".cr-mark").first
-    assert mark.inner_text().startswith("Left lung nodule measuring 14 mm.")
+    assert mark.inner_text().startswith(point.sentence)
     mark.click()
-    page.wait_for_function(f"{VIEWER}.place === 25")
-    assert page.evaluate(f"{VIEWER}.evidence.filter((e) => e.chosen).map((e) => e.slice)") == [25]
-    assert "Right lung nodule measuring 15 mm." in page.locator(".cr-picked").inner_text()
+    at = slice_of(point)
+    page.wait_for_function(f"{VIEWER}.place === {at}")
+    assert page.evaluate(f"{VIEWER}.evidence.filter((e) => e.chosen).map((e) => e.slice)") == [at]
+    assert point.suggestion in page.locator(".cr-picked").inner_text()
     page.locator(".cr-reading table .cr-jump").nth(1).click()
-    page.wait_for_function(f"{VIEWER}.place === 16")
+    page.wait_for_function(f"{VIEWER}.place === {sample.findings[1].slice_index}")
 
     page.locator(".cr-picked").get_by_role("button", name=TABLE["rejected"][0]).click()
     page.get_by_placeholder(TABLE["ask_example"][0]).fill("Is there a pneumothorax?")
@@ -197,7 +219,7 @@ def test_a_review_leads_from_a_sentence_to_its_slice_and_on_to_files(page: Any, 
         saved[name] = tmp_path / name
         download.value.save_as(saved[name])
     reading = json.loads(saved["reading.json"].read_text(encoding="utf-8"))
-    assert [d["decision"] for d in reading["discrepancies"]] == ["rejected", ""]
+    assert [d["decision"] for d in reading["discrepancies"]] == ["rejected"] + [""] * (number - 1)
     assert reading["reviewed"] == {"by": "", "at": ""}
     assert saved["reading.pdf"].read_bytes().startswith(b"%PDF-")
     assert "sr.dcm" in zipfile.ZipFile(saved["reading_dicom.zip"]).namelist()
