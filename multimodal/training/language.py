@@ -29,7 +29,7 @@ from multimodal.training.world.dialogues import Dialogue, ask
 
 SHORT = (*("presence",) * 10, "list", *("size",) * 2, *("side",) * 2)
 QUESTIONS = (
-    *("presence",) * 4, "list", *("size",) * 2, "side", *("check",) * 8, *("omission",) * 2, "describe",
+    *("presence",) * 6, "list", *("size",) * 2, "side", *("check",) * 5, "omission", "describe",
 )  # fmt: skip
 NAMING = 0.3  # of the steps: short questions alone, whose answers must come from the pictures
 
