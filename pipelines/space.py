@@ -96,12 +96,12 @@ def push(repo: str, folder: Path, *, private: bool = False, api: Any = None) -> 
 
 
 def _sources() -> Iterator[Path]:
-    """The page and the rooms, without what Python, a person or half a training left behind."""
+    """The page and the rooms, without what Python or a person left behind."""
     yield from (ROOT / "app.py", ROOT / "LICENSE", ROOT / "CHANGELOG.md")
     for room in ROOMS:
         for file in sorted((ROOT / room).rglob("*")):
             parts = file.relative_to(ROOT).parts
-            left_behind = any(p.startswith((".", "__pycache__")) or p == "towers" for p in parts)
+            left_behind = any(p.startswith((".", "__pycache__")) for p in parts)
             if file.is_file() and not left_behind and file.suffix in _DATA:
                 yield file
 

@@ -56,7 +56,7 @@ VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
 OMISSION = (prompts.NOTHING_OMITTED, "omission")
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
 CHUNK = 10  # studies that a process examines before it tells what it found
-FEW = 120  # studies at most for what is asked of each many times over
+FEW = 80  # studies at most for what is asked of each many times over
 COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
 
 

@@ -17,8 +17,8 @@ _SHELL = {
         "# CrossRead\n报告与影像一致吗？**研究软件，不是医疗器械；不得用于临床。**",
     ),
     "demo_note": (
-        "The demo model knows generated chest phantoms only, and says so of anything else.",
-        "演示模型只认识生成的胸部体模；遇到其他影像会明说。",
+        "The demo model knows generated chests, heads and abdomens only, and says so of anything else.",
+        "演示模型只认识生成的胸部、头部和腹部影像；遇到其他影像会明说。",
     ),
     "reading_room": ("Reading room", "阅片室"),
     "playground": ("Playground", "试验场"),

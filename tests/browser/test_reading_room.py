@@ -267,6 +267,7 @@ def test_a_dropped_folder_and_chosen_files_open_and_nobody_is_named_unasked(page
     }
     upload = page.locator("#study-files input[type=file]")
     upload.wait_for(state="attached")
+    page.locator(".cr-study").wait_for(state="attached")  # by then our script takes folders
     page.evaluate(
         """(files) => {
           const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));

@@ -43,7 +43,9 @@ def test_it_is_past_guessing_on_every_task_and_blind_without_its_images(measured
     for name in ("list F1", "side accuracy", "evidence slice", "evidence box"):
         assert seeing[name] > blind[name] + 0.2
     assert blind["presence AUROC"] < 0.6
-    assert seeing["dictation word error rate"] < 0.3
+    assert seeing["dictation word error rate"] < 0.15
+    assert seeing["dictation Chinese character error rate"] < 0.15
+    assert seeing["claimed of another region"] < 0.02
     assert seeing["withheld as out of range"] < 0.02
 
 
@@ -67,7 +69,7 @@ def test_its_stated_probabilities_were_calibrated_and_its_card_tells_what_is_lef
 ) -> None:
     config = json.loads((DEMO / "config.json").read_text())
     assert config["choice_temperature"] != 1.0
-    assert max(measured["seeing"][f"{task} ECE"] for task in ("presence", "check")) < 0.1
+    assert max(measured["seeing"][f"{task} ECE"] for task in ("presence", "check")) < 0.12
 
 
 def test_at_its_default_the_gate_skips_a_third_of_decoding_and_costs_little(measured: dict) -> None:

@@ -145,16 +145,6 @@ def _goes_on(small: recipe.Recipe) -> None:
     recipe.run(again)
     first, second = (load_file(r.out / "model.safetensors") for r in (small, again))
     assert all(np.array_equal(first[name], second[name]) for name in first)
-    towers = small.work / "towers"
-    towers.mkdir()
-    for name in ("vision", "audio"):
-        shutil.copy(small.work / f"{name}.safetensors", towers)
-    elsewhere = replace(again, start="", towers=str(towers), work=small.work / "elsewhere")
-    begun, _ = recipe._at_the_start(elsewhere)
-    for part, name in ((begun.audio_tower, "audio"), (begun.vision_tower, "vision")):
-        trained = load_file(small.work / f"{name}.safetensors")
-        prefix = "tower." if name == "vision" else ""
-        assert all(np.array_equal(w, trained[prefix + k]) for k, w in part.state_dict().items())
 
 
 def test_a_tower_that_went_on_ends_half_way_between_before_and_after() -> None:
@@ -171,8 +161,6 @@ def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> Non
     for wrong in ({"stages": "corpus,sing"}, {"world": "moon"}, {"size": "huge"}):
         with pytest.raises(InvalidOption, match="is none of"):
             recipe.run(recipe.Recipe(work=tmp_path, **wrong))  # type: ignore[arg-type]
-    with pytest.raises(InvalidOption, match="'nowhere' holds no towers"):
-        recipe.run(recipe.Recipe(work=tmp_path, towers="nowhere"))
     corpus.generate_corpus(tmp_path, corpus.Make("phantom", 0))
     with pytest.raises(InvalidOption, match="use another work folder"):
         corpus.generate_corpus(tmp_path, corpus.Make("body", 0))
