@@ -125,13 +125,17 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
             yield *values, *boxes
             boxes = (gr.skip(), gr.skip())
 
-    def given(
-        files: list[str] | None, report: str, dictated: str, request: gr.Request
-    ) -> Iterator[tuple[Any, ...]]:
+    def taken(files: list[str] | None, request: gr.Request) -> tuple[dict[str, str], None]:
+        rooms.of(request.session_hash).given = files or []
+        return opening(), None
+
+    def opening() -> dict[str, str]:
+        return {"note": "opening"}
+
+    def given(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         room = rooms.of(request.session_hash)
         left = tuple("" if text in room.words else gr.skip() for text in (report, dictated))
-        for values in replaced(room, files or [], left):
-            yield *values, None
+        yield from replaced(room, room.given, left)
 
     def sampled(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         with errors_as_help():
@@ -140,7 +144,7 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
         left = "" if dictated in room.words else gr.skip()
         for values in replaced(room, paths, (words, left)):
             room.words.add(words)
-            yield *values, None
+            yield values
 
     def chosen(event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         room, data = rooms.of(request.session_hash), event._data
@@ -157,14 +161,19 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
     def failed(request: gr.Request) -> tuple[dict[str, Any], None]:
         return rooms.of(request.session_hash).describe(), None
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    opened = []
-    for event, act, source in (
-        (files.upload, given, files), (folder.upload, given, folder), (sample.click, sampled, None),
-    ):  # fmt: skip
-        told = event(lambda: {"note": "opening"}, None, viewer, queue=False, **quiet)
-        inputs = [*([source] if source else []), *boxes]
-        opened.append(told.then(act, inputs, [*outputs, *boxes, source or files], **quiet))
+    # "multiple": what is given while a study still opens has its turn after it, and is not dropped
+    quiet: dict[str, Any] = {
+        "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"
+    }  # fmt: skip
+    told = [
+        files.upload(taken, files, [viewer, files], queue=False, **quiet),
+        folder.upload(taken, folder, [viewer, folder], queue=False, **quiet),
+        sample.click(opening, None, viewer, queue=False, **quiet),
+    ]
+    opened = [
+        event.then(act, list(boxes), [*outputs, *boxes], **quiet)
+        for event, act in zip(told, (given, given, sampled), strict=True)
+    ]
     opened.append(study.choose(chosen, None, outputs, **quiet))
     for event in opened:
         event.failure(failed, None, [study, viewer], queue=False, **quiet)

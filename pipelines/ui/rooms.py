@@ -52,6 +52,7 @@ class Room:
     def __init__(self) -> None:
         self._held = ExitStack()
         self.stopped = threading.Event()
+        self.given: list[str] = []  # files to open next
         self._forget()
 
     def _forget(self) -> None:

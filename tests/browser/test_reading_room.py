@@ -411,6 +411,21 @@ def test_problems_and_errors_are_told_in_the_pages_language(
     assert told.inner_text().startswith(TABLE["NotDicom"][column] or "no DICOM")
 
 
+def test_what_is_given_while_a_study_still_opens_is_not_lost(page: Any, tmp_path: Path):
+    """Gradio drops an event while the one before is at work, unless it is told to queue it."""
+    (tmp_path / "notes.txt").write_text("hello")
+    upload = page.locator("#study-files input")
+    slices = sorted(STUDY.iterdir())
+    told = page.get_by_text("no DICOM image found (notes.txt")
+    for _ in range(3):
+        upload.set_input_files(slices)
+        page.locator(".cr-row").wait_for()  # shown first; the rest still comes
+        upload.set_input_files(tmp_path / "notes.txt")
+        told.wait_for()
+        page.get_by_text("no DICOM image found (notes.txt").click()
+        told.wait_for(state="detached")
+
+
 @pytest.fixture
 def dictating(chromium: Any, app_url: str, tmp_path: Path) -> Iterator[Any]:
     """A tab whose microphone plays a sentence: Chromium takes the file only when it starts."""

@@ -125,6 +125,11 @@ class Running:
             if sample.name == f"crossread_{name}" and labels.items() <= sample.labels.items()
         )
 
+    def wait_until_inside(self, *, running: int, waiting: int) -> None:
+        """Runners first: until all have come, one that will run may be counted as waiting."""
+        wait_until(lambda: self.metric("num_requests_running") == running, f"{running} run")
+        wait_until(lambda: self.metric("num_requests_waiting") == waiting, f"{waiting} wait")
+
 
 @contextmanager
 def serving(

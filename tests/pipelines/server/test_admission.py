@@ -166,7 +166,7 @@ def test_a_full_server_refuses_before_the_body_is_read():
         ThreadPoolExecutor(2) as pool,
     ):
         inside = [pool.submit(post, server) for _ in range(2)]
-        wait_until(lambda: server.metric("num_requests_waiting") == 1, "one waits")
+        server.wait_until_inside(running=1, waiting=1)
         with socket.create_connection(("127.0.0.1", server.port)) as raw:
             raw.sendall(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"

@@ -87,7 +87,7 @@ def traffic(server: Running, backend: Gated) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         inside = [pool.submit(ask) for _ in range(2)]
-        wait_until(lambda: server.metric("num_requests_waiting") == 1, "one waits")
+        server.wait_until_inside(running=1, waiting=1)
         assert ask() == 429
         backend.open()
         assert [a.result() for a in inside] == [200, 200]

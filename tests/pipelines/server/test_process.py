@@ -45,7 +45,7 @@ def test_on_sigterm_accepted_requests_end_and_new_ones_get_503(tmp_path: Path):
         http = server.http()
         body = server.chat(stream=True)
         answers = [pool.submit(http.post, "/v1/chat/completions", json=body) for _ in range(5)]
-        wait_until(lambda: server.metric("num_requests_waiting") == 3, "three wait")
+        server.wait_until_inside(running=2, waiting=3)
         child.send_signal(signal.SIGTERM)
         wait_until(lambda: http.get("/readyz").status_code == 503, "it drains")
         refused = http.post("/v1/chat/completions", json=body)
