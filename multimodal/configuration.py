@@ -24,8 +24,10 @@ class MultimodalConfig(PreTrainedConfig):
         view_size: side of those pictures in pixels.
         findings: [name, has sides] pairs the finding head knows; empty without such a head.
         sparsity: `multimodal.sparse.SparsityConfig` as a dict, None for a dense backbone.
-        choice_temperature: divides the scores of given choices, so that their probabilities come
-            true as often as they say; fitted on studies kept aside (Guo et al. 2017).
+        choice_calibration: of given choices, by the first of them: a temperature that divides their
+            scores (Guo et al. 2017) and an offset that is then added to the first one's (Platt 1999),
+            so that their probabilities come true as often as they say. Fitted on studies kept aside,
+            in which a finding is as rare as it is.
     """
 
     model_type = "crossread"
@@ -44,7 +46,7 @@ class MultimodalConfig(PreTrainedConfig):
     view_size: int = 96
     findings: list[Any] | None = None
     sparsity: dict[str, Any] | None = None
-    choice_temperature: float = 1.0
+    choice_calibration: dict[str, tuple[float, float]] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

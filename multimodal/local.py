@@ -226,8 +226,9 @@ class LocalBackend:
         usage = Usage(len(ids), 0, num_encoded, timings_s, dict(media_tokens))
         finished = Finished("", "stop", usage, {}, regions, problems)
         stream = EventStream(lambda: self.engine.cancel(sequence))
-        temperature = self.model.config.choice_temperature
-        answer = Answer(stream.put, self._decoder, options, finished, temperature)
+        fitted = self.model.config.choice_calibration or {}
+        calibration = fitted.get(next(iter(options.choices), ""), (1.0, 0.0))
+        answer = Answer(stream.put, self._decoder, options, finished, calibration)
         sequence = seq.Sequence(
             options, embeds, content, answer.tell, self._end_ids,
             choices, constraint, asked_s=asked_s,

@@ -82,20 +82,22 @@ class Answer:
     Attributes:
         put: takes the events.
         finished: the last event but for what only the end can tell.
-        choice_temperature: divides the scores of choices, see `MultimodalConfig`.
+        calibration: (temperature, offset) of the choices, see `MultimodalConfig`; it turns scores
+            into probabilities, and the answer stays the choice of the highest score.
     """
 
     put: Callable[[Token | Finished | Exception], None]
     tokenizer: Any
     options: GenerateOptions
     finished: Finished
-    choice_temperature: float = 1.0
+    calibration: tuple[float, float] = (1.0, 0.0)
     asked_s: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self._stream = TextStream(self.tokenizer, self.options.stop)
         self._timings_s = dict(self.finished.usage.timings_s)
         self._chances: dict[str, float] = {}
+        self._chosen = ""
         self._num_new, self._first_s = 0, 0.0
 
     def tell(self, outcome: Outcome) -> bool:
@@ -112,9 +114,12 @@ class Answer:
             return not self._stream.stopped
         elif isinstance(outcome, Scored):
             self._first_s = time.perf_counter()
-            scores = torch.tensor(outcome.scores) / self.choice_temperature
-            weights = scores.softmax(0).tolist()
-            self._chances = dict(zip(self.options.choices, weights, strict=True))
+            scores = torch.tensor(outcome.scores)
+            self._chosen = self.options.choices[int(scores.argmax())]
+            temperature, offset = self.calibration
+            scores = scores / temperature
+            scores[0] += offset
+            self._chances = dict(zip(self.options.choices, scores.softmax(0).tolist(), strict=True))
         else:
             self._end(outcome)
         return True
@@ -126,9 +131,7 @@ class Answer:
         first_s = self._first_s or now_s
         self._timings_s |= {"prefill": first_s - self.asked_s, "decode": now_s - first_s}
         usage = replace(self.finished.usage, new_tokens=self._num_new, timings_s=self._timings_s)
-        text = self._stream.text.strip()
-        if self._chances:
-            text = max(self._chances, key=self._chances.__getitem__)
+        text = self._chosen or self._stream.text.strip()
         self.put(replace(
             self.finished, text=text, reason=outcome.reason, usage=usage, choices=self._chances
         ))  # fmt: skip

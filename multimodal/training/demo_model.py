@@ -39,8 +39,8 @@ class Size:
 
 _STEM = ((32, 0), (64, 2), (128, 1))
 SIZES = {
-    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-mip", 12), 4, _STEM),
-    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-mip", 12), 4, _STEM),
+    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-thin", 12), 4, _STEM),
+    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-thin", 12), 4, _STEM),
     "base": Size(
         256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, (*_STEM, (192, 1))
     ),  # 59 MB

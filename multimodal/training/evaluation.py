@@ -1,8 +1,8 @@
 """Does the demo checkpoint truly read? Measured on generated studies that nobody trained on.
 
-`make eval-demo`, or python -m multimodal.training.evaluation. Every study is written as DICOM,
-read back and asked through the same backend as any other. The numbers go to `evaluation.json`
-and into the model card, with the checksum of the weights they belong to.
+`make eval-demo`, or python -m multimodal.training.evaluation; resumes after a kill. Every study is
+written as DICOM, read back and asked through the same backend as any other. The numbers go to
+`evaluation.json` and into the model card, with the checksum of the weights they belong to.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     Executor,
     Future,
@@ -41,7 +42,7 @@ from multimodal.prompts import NamedFinding
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.training.audio_pretraining import dictate, edit_distance
 from multimodal.training.card import card_table, write_card
-from multimodal.training.measures import Judged, Judgement, Scores, fit_temperature, mean
+from multimodal.training.measures import Asked, Judged, Judgement, Scores, fit_calibration, mean
 from multimodal.training.probes import hidden_regions, reading_time, strange_studies
 from multimodal.training.world.dialogues import Dialogue, ask
 from multimodal.training.world.mistakes import Faulty, faulty_report
@@ -54,6 +55,7 @@ FIRST_SEED = 500_000  # far beyond every corpus
 CALIBRATION_SEED = 400_000  # other studies still: nothing is fitted on what is measured
 VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
 OMISSION = (prompts.NOTHING_OMITTED, "omission")
+PRESENCE = ("yes", "no")
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
@@ -147,13 +149,13 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
             scores.slices.append(on_slice)
             scores.boxes.append(in_box)
     keys = all_keys(case.vocabulary)
-    answers = talk.ask_all([prompts.ask_presence(*key) for key in keys], ("yes", "no"))
+    answers = talk.ask_all([prompts.ask_presence(*key) for key in keys], PRESENCE)
     for (name, side), answer in zip(keys, answers, strict=True):
-        told = (f"{side or ''} {name}".strip(), (name, side) in true, answer.choices["yes"])
-        scores.presence.append(told)
+        key, said = f"{side or ''} {name}".strip(), answer.text == "yes"
+        scores.presence.append(Asked(key, (name, side) in true, said, answer.choices["yes"]))
     elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
-    for answer in talk.ask_all([prompts.ask_presence(*key) for key in elsewhere], ("yes", "no")):
-        scores.elsewhere.append(answer.choices["yes"] >= 0.5)
+    for answer in talk.ask_all([prompts.ask_presence(*key) for key in elsewhere], PRESENCE):
+        scores.elsewhere.append(answer.text == "yes")
     _mark(case.questions, talk, scores)
     scores.check += judge([q for q in case.questions if q.task == "check"], talk)
     scores.reports.append(judge_report(case.report, talk))
@@ -332,28 +334,38 @@ def hiding(model: Path, num_studies: int) -> dict[str, float]:
     return hidden_regions(_backend(model), _cases(model, range(num_studies)))
 
 
-def calibrate(model: Path, num_studies: int) -> float:
-    """Fit the temperature of a checkpoint's choices and write it into its configuration."""
+def calibrate(model: Path, num_studies: int) -> dict[str, tuple[float, float]]:
+    """Fit what makes the probabilities of choices come true; written into the configuration."""
     backend = LocalBackend.from_pretrained(model, device="cpu")
+    backend.model.config.choice_calibration = None  # as the scores are
     world = world_of(backend.model.config)
-    logs, true = [], []
+    logs: dict[tuple[str, ...], list[np.ndarray]] = {PRESENCE: [], VERDICTS: [], OMISSION: []}
+    true: dict[tuple[str, ...], list[int]] = {choices: [] for choices in logs}
     for seed in range(num_studies):
         case = make_case(world, seed, CALIBRATION_SEED)
         talk, present = Talk(backend, case), {(f.name, f.side) for f in case.truth}
-        keys, checks = all_keys(case.vocabulary), [q for q in case.questions if q.task == "check"]
-        for choices, asked, labels in (
-            (("yes", "no"), [prompts.ask_presence(*key) for key in keys],
-             ["yes" if key in present else "no" for key in keys]),
-            (VERDICTS, [q.question for q in checks], [q.label for q in checks]),
-        ):  # fmt: skip
-            for answer, label in zip(talk.ask_all(asked, choices), labels, strict=True):
-                logs.append(np.log(np.maximum([answer.choices[c] for c in choices], 1e-12)))
-                true.append(choices.index(label))
+        asked = {
+            PRESENCE: [(prompts.ask_presence(*key), "yes" if key in present else "no")
+                       for key in all_keys(case.vocabulary)],
+            VERDICTS: [(q.question, q.label) for q in case.questions if q.task == "check"],
+            OMISSION: [(q.question, q.label if q.label in OMISSION else prompts.NOTHING_OMITTED)
+                       for q in case.questions if q.task == "omission"],
+        }  # fmt: skip
+        for choices, pairs in asked.items():
+            answers = talk.ask_all([question for question, _ in pairs], choices)
+            for answer, (_, label) in zip(answers, pairs, strict=True):
+                chances = [answer.choices[c] for c in choices]
+                logs[choices].append(np.log(np.maximum(chances, 1e-12)))
+                true[choices].append(choices.index(label))
     backend.close()
+    fitted = {
+        # findings are rare in a study and were asked for evenly in training
+        choices[0]: fit_calibration(np.array(rows), true[choices], offset=choices is PRESENCE)
+        for choices, rows in logs.items() if rows
+    }  # fmt: skip
     file = model / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    fitted = config.get("choice_temperature", 1.0) * fit_temperature(logs, true)
-    config["choice_temperature"] = fitted
+    config["choice_calibration"] = fitted
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return fitted
 
@@ -392,20 +404,44 @@ def _workers(count: int) -> Executor:
     return ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,))
 
 
+def kept(file: Path, measure: Callable[..., Any], *args: Any) -> Any:
+    """What was measured before a kill, or measured now and kept in a file."""
+    if file.is_file():
+        return pickle.loads(file.read_bytes())
+    found, beside = measure(*args), file.with_suffix(".new")
+    beside.write_bytes(pickle.dumps(found))
+    beside.replace(file)  # a kill never leaves half a file
+    return found
+
+
 def evaluate(
-    model: Path, num_studies: int, num_dictations: int, num_workers: int = 1
+    model: Path, num_studies: int, num_dictations: int, num_workers: int = 1, *, work: Path
 ) -> dict[str, Any]:
-    """Everything the model card tells; `num_workers` processes share the studies."""
+    """Everything the model card tells; `num_workers` processes share the studies.
+
+    What is done is kept in `work`, under the checksum of what is measured, and not done again.
+    """
     from tqdm import tqdm
 
     few = min(max(num_studies // 5, 2), FEW)
     parts = [range(i, min(i + CHUNK, num_studies)) for i in range(0, num_studies, CHUNK)]
+    weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    config = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
+    done = work / f"{weights[:12]}-{config[:12]}"
+    done.mkdir(parents=True, exist_ok=True)
     with _workers(num_workers) as pool:
-        studies = [pool.submit(examine_some, model, part, few) for part in parts]
-        heard = pool.submit(dictations, model, num_dictations)
-        dictated = pool.submit(dictated_checks, model, few)
-        hidden = pool.submit(hiding, model, few)
-        curve = [pool.submit(at_sparsity, model, level, few) for level in LEVELS]
+
+        def begin(name: str, measure: Callable[..., Any], *args: Any) -> Future[Any]:
+            return pool.submit(kept, done / f"{name}.pkl", measure, model, *args)
+
+        studies = [
+            begin(f"studies-{part.start}-{part.stop}-{few}", examine_some, part, few)
+            for part in parts
+        ]
+        heard = begin(f"dictations-{num_dictations}", dictations, num_dictations)
+        dictated = begin(f"dictated-{few}", dictated_checks, few)
+        hidden = begin(f"hidden-{few}", hiding, few)
+        curve = [begin(f"sparsity-{level}-{few}", at_sparsity, level, few) for level in LEVELS]
         tasks: list[Future[Any]] = [*studies, heard, dictated, hidden, *curve]
         for task in tqdm(as_completed(tasks), total=len(tasks), desc="evaluation"):
             task.result()  # an error ends it all at once
@@ -415,7 +451,7 @@ def evaluate(
     backend = _backend(model)
     world = world_of(backend.model.config)
     found = {
-        "weights_sha256": hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": weights,
         "world": world.name,
         "studies": num_studies,
         "machine": f"{platform.machine()}, {num_workers} processes",
@@ -432,8 +468,8 @@ def evaluate(
         "sparsity_studies": few,
     }
     backend.close()
-    for kept in (_backend, _cases):  # a process that goes on needs its memory for other things
-        kept.cache_clear()
+    for held in (_backend, _cases):  # a process that goes on needs its memory for other things
+        held.cache_clear()
     return found
 
 
@@ -445,8 +481,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=120)
     parser.add_argument("--dictations", type=int, default=120)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=Path(".work/evaluation"))
     options = parser.parse_args()
-    found = evaluate(options.model, options.studies, options.dictations, options.workers)
+    found = evaluate(
+        options.model, options.studies, options.dictations, options.workers, work=options.work
+    )
     write_card(options.model, found)
     logger.info("\n%s", card_table(found))
 

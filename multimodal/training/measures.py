@@ -15,6 +15,16 @@ from multimodal.training.vision_pretraining import auroc
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Whether a finding is there: the truth, the answer, and the probability stated."""
+
+    key: str
+    true: bool
+    said: bool
+    probability: float
+
+
+@dataclass(frozen=True)
 class Judged:
     """A sentence as it was judged: true and stated verdict, probability of an error, correction."""
 
@@ -41,7 +51,7 @@ class Judgement:
 class Scores:
     """Answers gathered over studies."""
 
-    presence: list[tuple[str, bool, float]] = field(default_factory=list)
+    presence: list[Asked] = field(default_factory=list)
     elsewhere: list[bool] = field(default_factory=list)  # claims of what another region shows
     listed: list[tuple[int, int, int]] = field(default_factory=list)  # hits, said, true
     sizes: list[tuple[float, float]] = field(default_factory=list)  # true, given; mm
@@ -65,6 +75,7 @@ class Scores:
     def summary(self) -> dict[str, float]:
         """The figures of the model card."""
         rows = _by_key(self.presence)
+        claimed = [a for a in self.presence if a.probability >= 0.5]
         hits, said, true = (sum(column) for column in zip(*self.listed, strict=True))
         wrong = [j for j in self.check if j.true != prompts.AGREES]
         off = np.array(
@@ -72,10 +83,13 @@ class Scores:
         )
         off = off.reshape(-1, 2)
         return {
-            "presence balanced accuracy": mean(balanced(r) for r in rows.values()),
-            "presence AUROC": mean(area([(t, p) for t, p in r]) for r in rows.values()),
+            "presence balanced accuracy": mean(self.per_finding().values()),
+            "presence AUROC": mean(area([(a.true, a.probability) for a in r]) for r in rows.values()),
+            "claimed findings F1": f1(
+                sum(a.true for a in claimed), len(claimed), sum(a.true for a in self.presence)
+            ),
             "claimed of another region": mean(self.elsewhere),
-            "list F1": 2 * hits / max(said + true, 1),
+            "list F1": f1(hits, said, true),
             "size median error (mm)": _median(off[:, 0]),
             "size median error (share)": _median(off[:, 1]),
             "side accuracy": mean(self.side),
@@ -87,14 +101,17 @@ class Scores:
             "report AUROC": area([(r.wrong, r.sure) for r in self.reports]),
             "evidence slice": mean(self.slices),
             "evidence box": mean(self.boxes),
-            "presence ECE": calibration_error([(t, p) for _, t, p in self.presence]),
+            "presence ECE": calibration_error([(a.true, a.probability) for a in self.presence]),
             "check ECE": calibration_error([(j.true != prompts.AGREES, j.wrong) for j in self.check]),
             "withheld as out of range": mean(n > 1 for n in self.novelty),
         }  # fmt: skip
 
     def per_finding(self) -> dict[str, float]:
         """Balanced accuracy of presence for every (side, finding)."""
-        return {key: balanced(rows) for key, rows in _by_key(self.presence).items()}
+        return {
+            key: balanced([(a.true, float(a.said)) for a in rows])
+            for key, rows in _by_key(self.presence).items()
+        }
 
     def per_mistake(self) -> dict[str, dict[str, float]]:
         """Of each type, how many sentences alone were judged rightly, and the F1 in whole reports."""
@@ -102,24 +119,30 @@ class Scores:
         for kind in (prompts.AGREES, *prompts.ERROR_TYPES):
             rows = [j for j in self.check if j.true == kind]
             right = mean((j.wrong >= 0.5) == (kind != prompts.AGREES) for j in rows)
-            f1 = float("nan") if kind == prompts.AGREES else self._f1(kind)
-            found[kind] = {"alone": right, "F1 in reports": f1}
+            found[kind] = {"alone": right, "F1 in reports": self._f1(kind)}
         return found
 
     def _f1(self, kind: str) -> float:
+        """NaN where no report has the type and none is said to, as with sentences that agree."""
         pairs = [
             ({p for p in report.true if p[0] == kind}, {p for p in report.said if p[0] == kind})
             for report in self.reports
         ]
-        total = sum(len(true) + len(said) for true, said in pairs)
-        return 2 * sum(len(true & said) for true, said in pairs) / total if total else float("nan")
+        said, true = (sum(len(pair[k]) for pair in pairs) for k in (1, 0))
+        hits = sum(len(true & said) for true, said in pairs)
+        return f1(hits, said, true) if said or true else float("nan")
 
 
-def _by_key(rows: Iterable[tuple[str, bool, float]]) -> dict[str, list[tuple[bool, float]]]:
-    found: dict[str, list[tuple[bool, float]]] = {}
-    for key, true, probability in sorted(rows):
-        found.setdefault(key, []).append((true, probability))
+def _by_key(rows: Iterable[Asked]) -> dict[str, list[Asked]]:
+    found: dict[str, list[Asked]] = {}
+    for row in sorted(rows, key=lambda a: a.key):
+        found.setdefault(row.key, []).append(row)
     return found
+
+
+def f1(hits: int, said: int, true: int) -> float:
+    """Harmonic mean of precision and recall; 0 where nothing was said and nothing is true."""
+    return 2 * hits / max(said + true, 1)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -153,20 +176,30 @@ def calibration_error(rows: Sequence[tuple[bool, float]], num_bins: int = 15) ->
     return float(sum(gaps) / len(rows))
 
 
-def fit_temperature(log_probabilities: Sequence[np.ndarray], true: Sequence[int]) -> float:
+def fit_calibration(
+    log_probabilities: np.ndarray, true: Sequence[int], *, offset: bool = False
+) -> tuple[float, float]:
     """The temperature of least cross-entropy (Guo et al. 2017), between a fifth and five.
 
     Args:
-        log_probabilities: of the choices of each question.
+        log_probabilities: of the choices of each question, `[questions, choices]`.
         true: which of them was right.
+        offset: whether the first choice may be raised or lowered too (Platt 1999).
+
+    Returns:
+        Temperature and offset.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
 
-    def loss(log_t: float) -> float:
-        scaled = [row / np.exp(log_t) for row in log_probabilities]
-        return -sum(
-            float(row[k] - np.logaddexp.reduce(row)) for row, k in zip(scaled, true, strict=True)
-        )
+    rows = np.arange(len(true))
 
-    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
-    return float(np.exp(found.x))
+    def loss(fitted: np.ndarray) -> float:
+        scaled = log_probabilities / np.exp(fitted[0])
+        scaled[:, 0] += fitted[1]
+        return float((logsumexp(scaled, 1) - scaled[rows, list(true)]).mean())
+
+    most = 8.0 if offset else 0.0
+    bounds = [(np.log(0.2), np.log(5.0)), (-most, most)]
+    temperature, raised = minimize(loss, np.zeros(2), bounds=bounds).x
+    return float(np.exp(temperature)), float(raised)

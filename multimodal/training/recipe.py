@@ -27,7 +27,7 @@ from multimodal.backends import DEMO
 from multimodal.loading import load_composite
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
-from multimodal.processing import MultimodalProcessor
+from multimodal.processing import MultimodalProcessor, senses_of
 from multimodal.prompts import NamedFinding
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
@@ -51,7 +51,7 @@ from multimodal.training.world.worlds import WORLDS, Drawn, World
 logger = logging.getLogger(__name__)
 
 STAGES = ("corpus", "speech", "vision", "audio", "language", "together", "save")
-NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 900, 40
+NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 900, 100
 NOVELTY_SEED = 700_000  # beyond every corpus
 SAMPLE_SEED = 900_009  # beyond every corpus; of 64 drawn, one whose reading makes a clear example
 SAMPLE_SHAPE = (48, 256, 256)
@@ -64,7 +64,7 @@ class Recipe:
 
     Attributes:
         work, out: where the stages keep their states, where the checkpoint goes.
-        start: folder of a checkpoint to go on from; empty, everything is drawn anew. Its vision tower
+        parent: folder of a checkpoint to go on from; empty, everything is drawn anew. Its vision tower
             ends half way between what it was and what it becomes.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
@@ -79,7 +79,7 @@ class Recipe:
 
     work: Path = Path(".work")
     out: Path = DEMO
-    start: str = ""
+    parent: str = ""
     stages: str = ",".join(STAGES)
     world: str = "body"
     coarser: float = 2.5
@@ -144,8 +144,10 @@ def run(recipe: Recipe) -> None:
 def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, MultimodalProcessor]:
     """The composite as it was before any stage, or as the stages done so far have left it."""
     torch.manual_seed(0)
-    if recipe.start:
-        model, processor = load_composite(recipe.start, device="cpu")
+    if recipe.parent:
+        model, processor = load_composite(recipe.parent, device="cpu")
+        model.config.view_profile = SIZES[recipe.size].frame.profile  # as the corpus is seen
+        processor.senses = senses_of(model.config)
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)
     for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
@@ -180,7 +182,7 @@ def _vision(
 
     def learn() -> None:
         train_vision(dense, processor.tokenizer, recipe.work, schedule)
-        if recipe.start:
+        if recipe.parent:
             go_half_way(dense, before)
 
     _once(recipe.work, "vision", dense, learn)

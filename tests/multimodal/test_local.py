@@ -150,15 +150,20 @@ def test_choices_have_the_probabilities_of_plain_forward_passes(
         assert answer.text == CHOICES[int(np.argmax(scores))]
 
 
-def test_the_temperature_of_choices_divides_their_log_odds(
+def test_calibration_moves_the_probabilities_of_choices_and_not_the_answer(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A calibrated model says the same, less (or more) surely; odds are compared in logs."""
+    """The temperature divides the log-odds, then the first choice is raised; the answer stays."""
     asked, options = [user("is there a nodule?")], GenerateOptions(choices=CHOICES)
-    plain = np.log(list(collect(backend.generate(asked, options)).choices.values()))
-    monkeypatch.setattr(backend.model.config, "choice_temperature", 2.5)
-    cooled = np.log(list(collect(backend.generate(asked, options)).choices.values()))
-    assert cooled - cooled[0] == pytest.approx((plain - plain[0]) / 2.5, abs=1e-4)
+    raw = collect(backend.generate(asked, options))
+    for offset in (-9.0, 9.0):
+        fitted = {CHOICES[0]: (2.5, offset), "another": (9.0, 9.0)}
+        monkeypatch.setattr(backend.model.config, "choice_calibration", fitted)
+        calibrated = collect(backend.generate(asked, options))
+        plain, moved = (np.log(list(a.choices.values())) for a in (raw, calibrated))
+        wanted = plain / 2.5 + np.eye(len(CHOICES))[0] * offset
+        assert moved - moved[-1] == pytest.approx(wanted - wanted[-1], abs=1e-4)
+        assert calibrated.text == raw.text
 
 
 @pytest.mark.parametrize("window", [8, 64])

@@ -12,7 +12,7 @@ from multimodal.training.measures import (
     area,
     balanced,
     calibration_error,
-    fit_temperature,
+    fit_calibration,
 )
 
 
@@ -37,7 +37,21 @@ def test_temperature_undoes_a_scale_of_the_logits() -> None:
     true = [int(rng.choice(3, p=p)) for p in honest]
     boastful = 2.5 * logits
     stated = boastful - np.log(np.exp(boastful).sum(1, keepdims=True))
-    assert fit_temperature(list(stated), true) == pytest.approx(2.5, rel=0.06)
+    temperature, offset = fit_calibration(stated, true)
+    assert temperature == pytest.approx(2.5, rel=0.06)
+    assert offset == 0.0
+
+
+def test_an_offset_undoes_what_was_asked_evenly_and_is_rare() -> None:
+    """Trained where half of the answers are yes, asked where 12 % are: log(0.12 / 0.88) less."""
+    rng = np.random.default_rng(1)
+    present = rng.random(20000) < 0.12
+    evidence = rng.normal(np.where(present, 1.0, -1.0))  # its log-odds at even odds are 2 x
+    chances = 1 / (1 + np.exp(-2 * evidence / 1.5))
+    stated = np.log(np.stack([chances, 1 - chances], 1))
+    temperature, offset = fit_calibration(stated, (~present).astype(int).tolist(), offset=True)
+    assert temperature == pytest.approx(1 / 1.5, rel=0.06)
+    assert offset == pytest.approx(np.log(0.12 / 0.88), abs=0.1)
 
 
 def test_f1_of_a_type_counts_type_and_sentence_together() -> None:

@@ -115,10 +115,12 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
 def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluation runs on it, and its card shows the numbers that were written."""
     monkeypatch.setenv("CROSSREAD_SHARED_DATA", str(folder))  # nothing recorded there
-    assert json.loads((folder / "config.json").read_text())["choice_temperature"] > 0
+    fitted = json.loads((folder / "config.json").read_text())["choice_calibration"]
+    assert fitted["yes"][1] != 0.0
+    assert all(temperature > 0 for temperature, _ in fitted.values())
     card = folder / "README.md"
     card.write_text("before\n<!-- numbers -->\nold\n<!-- end of numbers -->\nafter\n")
-    found = evaluation.evaluate(folder, 2, 2)
+    found = evaluation.evaluate(folder, 2, 2, work=folder.parent / "evaluation")
     evaluation.write_card(folder, found)
     assert (
         found["weights_sha256"] == sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -139,7 +141,7 @@ def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _goes_on(small: recipe.Recipe) -> None:
     """A second recipe starts from what the first has made; stages of no steps change no weight."""
     again = replace(
-        small, start=str(small.out), out=small.out.parent / "again", work=small.work / "again",
+        small, parent=str(small.out), out=small.out.parent / "again", work=small.work / "again",
         vision_steps=0, audio_steps=0, language_steps=0, together_steps=0,
     )  # fmt: skip
     recipe.run(again)
