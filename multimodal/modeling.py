@@ -31,8 +31,12 @@ from multimodal.configuration import MultimodalConfig
 from multimodal.projectors import (
     AudioProjector,
     FindingHead,
+    RegionHead,
     RegionProjector,
+    Regions,
     SliceProjector,
+    gather_regions,
+    patch_volumes_mm3,
     token_centres_mm,
 )
 from multimodal.sparse import SparsityConfig, sparsify
@@ -94,9 +98,11 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
             if config.findings:
                 names = [name for name, _ in config.findings]
-                regions = [(names.index(name), _SIGNS[side]) for name, side in config.regions]
+                # no buffer: from_pretrained builds modules without storage
+                self.regions = [(names.index(name), _SIGNS[side]) for name, side in config.regions]
                 self.finding_head = FindingHead(tower.width, len(names))
-                self.region_projector = RegionProjector(tower.width, hidden, regions)
+                self.region_head = RegionHead(tower.width, len(self.regions))
+                self.region_projector = RegionProjector(tower.width, hidden, len(self.regions))
         if config.audio_config is not None:
             self.audio_tower = given.audio_tower or audio_tower_from_config(config.audio_config)
             self.audio_projector = AudioProjector(
@@ -162,9 +168,16 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def project_regions(self, features: torch.Tensor, geometry: torch.Tensor) -> torch.Tensor:
         """One study's tower features -> `[regions, hidden]`."""
-        centres = token_centres_mm(geometry, self.vision_tower.grid, self.config.view_size)
-        presence, log_size = self.finding_head(features)
-        return self.region_projector(features, presence, log_size, centres)
+        seen = self.see_regions(features, geometry)
+        return self.region_projector(seen, *self.region_head(seen))
+
+    def see_regions(self, features: torch.Tensor, geometry: torch.Tensor) -> Regions:
+        """What one study's patches say of every region."""
+        frame = (geometry, self.vision_tower.grid, self.config.view_size)
+        return gather_regions(
+            features, self.finding_head(features), token_centres_mm(*frame),
+            patch_volumes_mm3(*frame), self.regions,
+        )  # fmt: skip
 
     def embed(
         self,

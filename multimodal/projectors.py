@@ -6,6 +6,9 @@ as Fourier features, so slices 5 mm and 50 mm apart differ. Knows no tower and n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -33,6 +36,15 @@ def token_centres_mm(geometry: torch.Tensor, grid: tuple[int, int], view_size: i
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     origin, step_x, step_y = geometry[:, None, 0:3], geometry[:, None, 3:6], geometry[:, None, 6:9]
     return origin + xx.reshape(1, -1, 1) * step_x + yy.reshape(1, -1, 1) * step_y
+
+
+def patch_volumes_mm3(
+    geometry: torch.Tensor, grid: tuple[int, int], view_size: int
+) -> torch.Tensor:
+    """What a patch of each view stands for: `[n, 11]` -> `[n]`, mm^3."""
+    rows, columns = grid
+    area = geometry[:, 3:6].norm(dim=1) * geometry[:, 6:9].norm(dim=1)
+    return area * (view_size / rows) * (view_size / columns) * geometry[:, 9].abs()
 
 
 def mlp(width_in: int, width_out: int) -> nn.Sequential:
@@ -130,47 +142,123 @@ class FindingHead(nn.Module):
         return presence, log_size + 3.0  # exp(3) = 20 mm: start at a usual size
 
 
-class RegionProjector(nn.Module):
-    """One token per (finding, side) of a study: what the head sees best there, and where.
+@dataclass(frozen=True)
+class Regions:
+    """What the patches of one study say of every (finding, side).
 
-    The side of a patch is the sign of its patient x from the volume's centre (LPS: + is left).
+    Attributes:
+        features: `[regions, width]`, of the patches that are surest of it.
+        where_mm: `[regions, 3]`, their centre, LPS from the volume's.
+        logit: `[regions]`, of the surest patch.
+        log_size: `[regions]`, log millimetres, by the surest patches.
+        log_volume: `[regions]`, log cubic millimetres that all patches claim together, and 1000.
+        spread_mm: `[regions, 3]`, standard deviation of the claimed patches along each axis.
     """
 
-    def __init__(self, width: int, hidden: int, regions: list[tuple[int, int]]) -> None:
-        """`regions` lists (finding index, sign); sign -1 right, +1 left, 0 anywhere."""
-        super().__init__()
-        self.regions = regions  # no buffers: from_pretrained builds modules without storage
-        self.mlp = mlp(width + 4 * FOURIER_WIDTH + 3, hidden)
-        self.name = nn.Embedding(len(regions), hidden)
+    features: torch.Tensor
+    where_mm: torch.Tensor
+    logit: torch.Tensor
+    log_size: torch.Tensor
+    log_volume: torch.Tensor
+    spread_mm: torch.Tensor
 
-    def forward(
-        self,
-        features: torch.Tensor,
-        presence: torch.Tensor,
-        log_size: torch.Tensor,
-        centres_mm: torch.Tensor,
-    ) -> torch.Tensor:
-        """One study: `[n, p, width]`, `[n, p, F]` twice, `[n, p, 3]` -> `[regions, hidden]`."""
-        index = [finding for finding, _ in self.regions]
-        sign = torch.tensor([s for _, s in self.regions], device=presence.device)
-        logits = presence.flatten(0, 1)[:, index].T  # [regions, n * p]
-        x = centres_mm[..., 0].flatten()
-        other_side = x[None] * sign[:, None] < 0
-        logits = logits.masked_fill(other_side, -20.0)
-        weights = (2.0 * logits).softmax(dim=1)
-        best = logits.amax(dim=1, keepdim=True)
-        sizes = log_size.flatten(0, 1)[:, index].T
-        size_mm = (weights * sizes).sum(1, keepdim=True).clamp(0.0, 6.0).exp()
-        where = weights @ centres_mm.flatten(0, 1)
-        extent = logits.sigmoid().sum(1, keepdim=True)
-        seen = torch.cat(
+
+@torch.autocast("cpu", enabled=False)  # millimetres need more than eight bits
+@torch.autocast("cuda", enabled=False)
+def gather_regions(
+    features: torch.Tensor,
+    patches: tuple[torch.Tensor, torch.Tensor],
+    centres_mm: torch.Tensor,
+    patch_mm3: torch.Tensor,
+    regions: Sequence[tuple[int, int]],
+) -> Regions:
+    """One study's patches, seen as its regions.
+
+    The side of a patch is the sign of its patient x from the volume's centre (LPS: + is left).
+
+    Args:
+        features: `[n, p, width]`.
+        patches: the finding head's presence logits and log sizes, `[n, p, F]`.
+        centres_mm: `[n, p, 3]`.
+        patch_mm3: `[n]`, the volume that a patch of each view stands for.
+        regions: (finding index, sign) pairs; sign -1 right, +1 left, 0 anywhere.
+    """
+    presence, log_size = (values.float().flatten(0, 1) for values in patches)
+    index = [finding for finding, _ in regions]
+    sign = torch.tensor([s for _, s in regions], device=presence.device)
+    places = centres_mm.flatten(0, 1)
+    other_side = places[None, :, 0] * sign[:, None] < 0
+    logits = presence[:, index].T.masked_fill(other_side, -20.0)  # [regions, n * p]
+    weights = (2.0 * logits).softmax(dim=1)
+    shown = logits.sigmoid() * patch_mm3.repeat_interleave(features.shape[1])
+    volume = shown.sum(1)
+    share = shown / volume.clamp(min=1e-6)[:, None]
+    apart = places[None] - (share @ places)[:, None]
+    return Regions(
+        weights @ features.float().flatten(0, 1),
+        weights @ places,
+        logits.amax(1),
+        (weights * log_size[:, index].T).sum(1).clamp(0.0, 6.0),
+        (volume + 1000.0).log(),  # a tenth of a patch tells little
+        (share[..., None] * apart.square()).sum(1).sqrt(),
+    )
+
+
+class RegionHead(nn.Module):
+    """Whether a study shows each (finding, side), and how large it is.
+
+    A patch judges alone, and a lesion is more than its surest patch: this weighs what all of them
+    say. Trained on what studies show; starts from the surest patch's word.
+    """
+
+    def __init__(self, width: int, num_regions: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.name = nn.Embedding(num_regions, hidden)
+        self.first = nn.Linear(width + _NUM_FIGURES, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, 2)
+
+    def forward(self, seen: Regions) -> tuple[torch.Tensor, torch.Tensor]:
+        """Presence logits and log-millimetre sizes, each `[..., regions]`."""
+        figures = torch.cat(
             [
-                (weights.to(features.dtype) @ features.flatten(0, 1)).float(),
-                fourier(torch.cat([where, size_mm * 8.0], dim=1)),  # 8: a few mm must show
-                best / 4.0,
-                best.sigmoid(),
-                (extent + 0.1).log(),
+                torch.stack(
+                    [seen.logit / 4.0, seen.log_size - 3.0, (seen.log_volume - 9.0) / 4.0], -1
+                ),
+                seen.where_mm / 100.0,
+                (seen.spread_mm + 1.0).log() / 2.0 - 1.0,
+            ],
+            dim=-1,
+        )
+        features = self.norm(seen.features.to(self.first.weight.dtype))
+        looked = torch.cat([features, figures.to(features.dtype)], dim=-1)
+        inside = nn.functional.gelu(self.first(looked) + self.name.weight)
+        more, larger = self.out(nn.functional.gelu(self.second(inside))).float().unbind(-1)
+        return seen.logit + more, (seen.log_size + larger).clamp(0.0, 6.0)
+
+
+_NUM_FIGURES = 9
+
+
+class RegionProjector(nn.Module):
+    """One token per (finding, side) of a study: what is seen best there, how surely, and where."""
+
+    def __init__(self, width: int, hidden: int, num_regions: int) -> None:
+        super().__init__()
+        self.mlp = mlp(width + 4 * FOURIER_WIDTH + 3, hidden)
+        self.name = nn.Embedding(num_regions, hidden)
+
+    def forward(self, seen: Regions, logit: torch.Tensor, log_size: torch.Tensor) -> torch.Tensor:
+        """One study's regions, the head's logits and log sizes `[regions]` -> `[regions, hidden]`."""
+        size_mm = log_size.exp()[:, None]
+        inside = torch.cat(
+            [
+                seen.features,
+                fourier(torch.cat([seen.where_mm, size_mm * 8.0], dim=1)),  # 8: a few mm must show
+                torch.stack([logit / 4.0, logit.sigmoid(), seen.log_volume - 9.0], dim=1),
             ],
             dim=1,
         )
-        return self.mlp(seen.to(features.dtype)) + self.name.weight.to(features.dtype)
+        weight = self.name.weight
+        return self.mlp(inside.to(weight.dtype)) + weight

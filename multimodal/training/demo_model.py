@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from multimodal import prompts
 from multimodal.configuration import MultimodalConfig
@@ -160,8 +161,12 @@ def build_demo(
 
 @torch.no_grad()
 def begin_head(model: MultimodalForConditionalGeneration) -> None:
-    """Start the finding head from seeing nothing anywhere: few patches show anything."""
+    """Start from seeing nothing anywhere: few patches show anything. A study shows what they do."""
     model.finding_head.linear.bias[: len(model.config.findings)] = -3.0
+    head = model.region_head
+    nn.init.normal_(head.name.weight, 0.0, 0.1)
+    nn.init.zeros_(head.out.weight)
+    nn.init.zeros_(head.out.bias)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Stage 3: projectors and language model learn to answer about what the frozen towers see and hear.
+"""Stage 4: projectors and language model learn to answer about what the frozen towers see and hear.
 
 Tower features are computed once and kept; a last stage may train the vision tower along, its
 pictures encoded anew and its dense targets kept on. A training sequence is one study followed by many
@@ -116,7 +116,9 @@ def train_language(
     num_spoken = len(list((work_dir / "speech").glob("*.npz")))
     speech = speak_corpus(work_dir, corpus.world, num_spoken)
     torch.manual_seed(seed)
-    frozen = ("audio_tower",) if together else ("vision_tower", "audio_tower", "finding")
+    frozen = (
+        ("audio_tower",) if together else ("vision_tower", "audio_tower", "finding", "region_head")
+    )
     trainable(model, lambda name: not name.startswith(frozen))
     packer = Packer(processor, model, corpus, features, speech)
 

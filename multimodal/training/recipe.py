@@ -1,7 +1,7 @@
 """The demo checkpoint from nothing: `make train-demo`, or python -m multimodal.training.recipe.
 
-World -> corpus and speech -> vision -> audio -> language -> together -> range -> folder with model,
-processor, sample study and sample report. Every stage resumes from the work folder after a kill; on
+World -> corpus and speech -> vision -> audio -> regions -> language -> together -> range -> folder with
+model, processor, sample study and sample report. Every stage resumes from the work folder after a kill; on
 a machine lent for a short while, `--stages` names those to run there.
 """
 
@@ -43,6 +43,7 @@ from multimodal.training.demo_model import SIZES, build_demo
 from multimodal.training.evaluation import calibrate
 from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
+from multimodal.training.regions import train_regions
 from multimodal.training.vision_pretraining import DenseModel, train_vision
 from multimodal.training.world.findings import Key
 from multimodal.training.world.reports import Writer
@@ -50,9 +51,10 @@ from multimodal.training.world.worlds import WORLDS, Drawn, World
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("corpus", "speech", "vision", "audio", "language", "together", "save")
+STAGES = ("corpus", "speech", "vision", "audio", "regions", "language", "together", "save")
 NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 900, 100
 NOVELTY_SEED = 700_000  # beyond every corpus
+NEW_SHARE = 0.75  # of a tower's weights, where it goes on from a checkpoint
 SAMPLE_SEED = 900_009  # beyond every corpus; of 64 drawn, one whose reading makes a clear example
 SAMPLE_SHAPE = (48, 256, 256)
 SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
@@ -65,7 +67,7 @@ class Recipe:
     Attributes:
         work, out: where the stages keep their states, where the checkpoint goes.
         parent: folder of a checkpoint to go on from; empty, everything is drawn anew. Its vision tower
-            ends half way between what it was and what it becomes.
+            ends three quarters of the way from what it was to what it becomes.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
         crowd: studies crowded with findings, from which the vision tower learns.
@@ -90,6 +92,7 @@ class Recipe:
     utterances: int = 4000
     vision_steps: int = 3000
     audio_steps: int = 2400
+    region_steps: int = 500
     language_steps: int = 3600
     together_steps: int = 0
     rate: float = 1.0
@@ -151,7 +154,7 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)
     for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
-                       (model, "language"), (model, "together")):  # fmt: skip
+                       (model.region_head, "regions"), (model, "language"), (model, "together")):  # fmt: skip
         weights = recipe.work / f"{name}.safetensors"
         if weights.is_file():
             part.load_state_dict(load_file(weights), strict=part is not model)
@@ -183,20 +186,20 @@ def _vision(
     def learn() -> None:
         train_vision(dense, processor.tokenizer, recipe.work, schedule)
         if recipe.parent:
-            go_half_way(dense, before)
+            go_part_way(dense, before)
 
     _once(recipe.work, "vision", dense, learn)
 
 
 @torch.no_grad()
-def go_half_way(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
-    """Weights half way from what they were to what they are (Wortsman et al. 2022, WiSE-FT).
+def go_part_way(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    """Weights part of the way from what they were to what they are (Wortsman et al. 2022, WiSE-FT).
 
     A tower that goes on with other studies learns of them and forgets of those before.
     """
     for name, value in module.state_dict().items():
         if value.is_floating_point():
-            value.lerp_(before[name].to(value), 0.5)
+            value.lerp_(before[name].to(value), 1.0 - NEW_SHARE)
 
 
 def _audio(
@@ -206,6 +209,14 @@ def _audio(
     speech = speak_corpus(recipe.work, WORLDS[recipe.world], recipe.utterances)
     _once(recipe.work, "audio", model.audio_tower,
           lambda: train_audio(model.audio_tower, speech, recipe.work, schedule))  # fmt: skip
+
+
+def _regions(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    schedule = recipe.schedule(recipe.region_steps, 2e-3, 128, save_every=500)
+    _once(recipe.work, "regions", model.region_head,
+          lambda: train_regions(model, recipe.work, schedule))  # fmt: skip
 
 
 def _language(
@@ -239,6 +250,7 @@ def _save(
 _RUN = {
     "vision": _vision,
     "audio": _audio,
+    "regions": _regions,
     "language": _language,
     "together": _together,
     "save": _save,

@@ -237,7 +237,7 @@ def _loss(model: Any, processor: Any, views: Views) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "part", ["", "vision_projector", "audio_projector", "vision_tower", "audio_tower",
-             "finding_head", "region_projector", "language_model"],
+             "finding_head", "region_head", "region_projector", "language_model"],
 )  # fmt: skip
 def test_gradient_reaches_every_trainable_part_and_no_frozen_one(
     sparse_composite: Any, views: Views, part: str

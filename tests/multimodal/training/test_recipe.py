@@ -70,7 +70,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Recipe:
         monkeypatch.setattr(module, name, value)
     return recipe.Recipe(
         work=tmp_path / "work", out=tmp_path / "out", studies=20, crowd=12, utterances=40, coarser=6.0,
-        vision_steps=2, audio_steps=2, language_steps=4, together_steps=2, num_workers=2,
+        vision_steps=2, audio_steps=2, region_steps=2, language_steps=4, together_steps=2,
+        num_workers=2,
     )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
 
     The stages run one after the other in runs of their own, as on a machine that is lent.
     """
-    for stages in ("corpus,speech", "vision", "audio", "language,together", "save"):
+    for stages in ("corpus,speech", "vision", "audio,regions", "language,together", "save"):
         recipe.run(replace(small, stages=stages))
     assert not list(small.work.glob("*.new"))
     backend = load_backend(small.out)
@@ -142,20 +143,20 @@ def _goes_on(small: recipe.Recipe) -> None:
     """A second recipe starts from what the first has made; stages of no steps change no weight."""
     again = replace(
         small, parent=str(small.out), out=small.out.parent / "again", work=small.work / "again",
-        vision_steps=0, audio_steps=0, language_steps=0, together_steps=0,
+        vision_steps=0, audio_steps=0, region_steps=0, language_steps=0, together_steps=0,
     )  # fmt: skip
     recipe.run(again)
     first, second = (load_file(r.out / "model.safetensors") for r in (small, again))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_a_tower_that_went_on_ends_half_way_between_before_and_after() -> None:
+def test_a_tower_that_went_on_ends_part_of_the_way_from_before_to_after() -> None:
     tower = torch.nn.BatchNorm1d(3)
     before = {name: value.clone() for name, value in tower.state_dict().items()}
     tower.weight.data += torch.tensor([2.0, 0.0, -4.0])
     tower.num_batches_tracked += 7  # no weight: it stays as it has become
-    recipe.go_half_way(tower, before)
-    assert tower.weight.tolist() == [2.0, 1.0, -1.0]
+    recipe.go_part_way(tower, before)
+    assert tower.weight.tolist() == [2.5, 1.0, -2.0]
     assert int(tower.num_batches_tracked) == 7
 
 

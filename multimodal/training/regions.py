@@ -1,0 +1,115 @@
+"""Stage 3: what a study shows of every (finding, side), and how large, from what its patches say.
+
+Seconds on kept features: the tower stays as it is. In: a corpus and its features. Out: the region head,
+trained in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from multimodal.modeling import MultimodalForConditionalGeneration
+from multimodal.projectors import Regions
+from multimodal.training.corpus import Corpus, open_corpus
+from multimodal.training.language import encode_corpus
+from multimodal.training.loop import Schedule, Stage, move, train
+from multimodal.training.measures import area, balanced, mean
+
+SIZE = 2.0  # weight of the size error beside that of presence
+
+
+def train_regions(
+    model: MultimodalForConditionalGeneration, work_dir: Path, schedule: Schedule, *, seed: int = 0
+) -> None:
+    """Train the region head in place."""
+    corpus, features = open_corpus(work_dir), encode_corpus(model, work_dir)
+    head, device = model.region_head, model.device
+    head.requires_grad_(True)
+    seen = see_all(model, corpus, features)
+    present, sizes = truth_of(corpus, model.config.regions)
+    training = np.array(corpus.training())
+
+    def draw(_step: int, rng: np.random.Generator) -> torch.Tensor:
+        return torch.from_numpy(rng.choice(training, schedule.batch_size))
+
+    def loss(chosen: torch.Tensor) -> tuple[str, torch.Tensor]:
+        logit, log_size = head(_some(seen, chosen, device))
+        wanted, size = move(present[chosen], device), move(sizes[chosen], device)
+        lost = nn.functional.binary_cross_entropy_with_logits(logit, wanted)
+        known = size.isfinite()
+        off = nn.functional.smooth_l1_loss(log_size[known], size[known].log(), beta=0.1)
+        return "regions", lost + SIZE * off
+
+    @torch.no_grad()
+    def check() -> str:
+        kept = torch.tensor(corpus.held_out())
+        logit, log_size = (v.cpu() for v in head(_some(seen, kept, device)))
+        return _told(corpus, model.config.regions, logit, log_size, present[kept], sizes[kept])
+
+    train(Stage("regions", head, draw, loss, check), schedule, work_dir, seed=seed)
+
+
+@torch.inference_mode()
+def see_all(
+    model: MultimodalForConditionalGeneration, corpus: Corpus, features: np.ndarray
+) -> Regions:
+    """The regions of every study, `[studies, regions, ...]`, on the CPU."""
+    found = []
+    for i in tqdm(range(corpus.num_studies), desc="regions", mininterval=10):
+        patches = torch.from_numpy(np.array(features[i])).float().to(model.device)
+        geometry = torch.from_numpy(np.array(corpus.geometry[i])).to(model.device)
+        found.append(model.see_regions(patches, geometry))
+    return Regions(
+        *(torch.stack([getattr(one, f.name).cpu() for one in found]) for f in fields(Regions))
+    )
+
+
+def truth_of(
+    corpus: Corpus, regions: list[tuple[str, str | None]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Presence 0 or 1 and sizes in mm (NaN where none is stated), each `[studies, regions]`."""
+    present = torch.zeros(corpus.num_studies, len(regions))
+    sizes = torch.full(present.shape, float("nan"))
+    for row, truth in enumerate(corpus.truth[: corpus.num_studies]):
+        for finding in truth:
+            column = regions.index((finding.name, finding.side))
+            present[row, column] = 1.0
+            if finding.size_mm is not None:
+                sizes[row, column] = finding.size_mm
+    return present, sizes
+
+
+def _some(seen: Regions, chosen: torch.Tensor, device: torch.device) -> Regions:
+    return Regions(*(move(getattr(seen, f.name)[chosen], device) for f in fields(Regions)))
+
+
+def _told(
+    corpus: Corpus,
+    regions: list[tuple[str, str | None]],
+    logit: torch.Tensor,
+    log_size: torch.Tensor,
+    present: torch.Tensor,
+    sizes: torch.Tensor,
+) -> str:
+    """Of held-out studies whose region knows the finding, the means over all findings and sides."""
+    areas, even = [], []
+    known = [dict(corpus.vocabulary[i].findings) for i in corpus.held_out()]
+    for column, (name, _) in enumerate(regions):
+        asked = torch.tensor([name in words for words in known])
+        truth, told = present[asked, column].bool(), logit[asked, column].sigmoid()
+        rows = list(zip(truth.tolist(), told.tolist(), strict=True))
+        areas.append(area(rows))
+        rate = float(truth.float().mean())  # at the odds that the finding has anyway
+        even.append(balanced([(t, float(p >= rate)) for t, p in rows]))
+    stated = sizes.isfinite()
+    off = (log_size.exp() - sizes)[stated].abs()
+    return (
+        f"AUROC {mean(areas):.3f} balanced {mean(even):.3f}"
+        f" size {off.median():.1f} mm {(off / sizes[stated]).median():.3f}"
+    )
