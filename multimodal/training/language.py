@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from encoders.errors import InvalidOption
 from multimodal.modeling import MultimodalForConditionalGeneration, trainable
 from multimodal.processing import AUDIO, IMAGE, REGION, STUDY, STUDY_END, MultimodalProcessor
 from multimodal.prompts import TRANSCRIBE
@@ -110,11 +111,20 @@ def train_language(
     together: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train the projectors and the backbone in place; `together` the vision tower and head too."""
+    """Train the projectors and the backbone in place; `together` the vision tower and head too.
+
+    Raises:
+        InvalidOption: nothing was spoken to learn from.
+    """
     corpus = open_corpus(work_dir)
-    features = None if together else encode_corpus(model, work_dir)
     num_spoken = len(list((work_dir / "speech").glob("*.npz")))
+    if num_spoken <= NUM_HELD_OUT:
+        raise InvalidOption(
+            f"{work_dir} holds {num_spoken} recordings, {NUM_HELD_OUT} of which are kept aside;"
+            " run the stage 'speech' first, with more --utterances"
+        )
     speech = speak_corpus(work_dir, corpus.world, num_spoken)
+    features = None if together else encode_corpus(model, work_dir)
     torch.manual_seed(seed)
     frozen = (
         ("audio_tower",) if together else ("vision_tower", "audio_tower", "finding", "region_head")

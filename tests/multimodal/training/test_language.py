@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +10,25 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.errors import InvalidOption
+from multimodal.training import language
 from multimodal.training.audio_pretraining import Utterances
 from multimodal.training.demo_model import build_demo
-from multimodal.training.language import QUESTIONS, SHORT, Packer
+from multimodal.training.language import QUESTIONS, SHORT, Packer, train_language
+from multimodal.training.loop import Schedule
 from multimodal.training.world.worlds import WORLDS
 
 VIEWS = 2
+
+
+def test_without_anything_spoken_the_stage_is_refused_before_it_encodes_for_minutes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It used to end after all studies had been encoded, with "low >= high" of numpy."""
+    monkeypatch.setattr(language, "open_corpus", lambda _work: None)
+    nothing: Any = None
+    with pytest.raises(InvalidOption, match="holds 0 recordings.*stage 'speech' first"):
+        train_language(nothing, nothing, tmp_path, Schedule(1, 1e-3))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import sigmoid_focal_loss
 
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import edit_distance
@@ -174,9 +175,21 @@ def test_dense_loss_is_the_focal_loss_over_the_patches_that_should_show_it() -> 
     assert given.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
-def test_a_corner_of_a_patch_makes_it_half_sure_and_a_sixteenth_whole() -> None:
-    targets = patch_targets(torch.tensor([0.0, 1 / 32, 1 / 16, 1.0]))
-    assert targets.tolist() == [0.0, 0.5, 1.0, 1.0]
+def test_a_hundredth_of_a_patch_makes_it_half_sure_and_a_fiftieth_whole() -> None:
+    targets = patch_targets(torch.tensor([0.0, 1 / 102, 1 / 51, 1.0]))
+    assert targets.tolist() == pytest.approx([0.0, 0.5, 1.0, 1.0])
+
+
+def test_focal_loss_meets_a_small_target_with_less_than_half_of_it() -> None:
+    """Why a patch that a small nodule touches has to be told whole."""
+    chances = torch.linspace(0.01, 0.99, 99)
+    least = {}
+    for target in (0.3, 0.5):
+        wanted = torch.full_like(chances, target)
+        loss = sigmoid_focal_loss(chances.logit(), wanted, alpha=-1, gamma=2)
+        least[target] = float(chances[loss.argmin()])
+    assert least[0.3] < 0.15
+    assert least[0.5] == pytest.approx(0.5, abs=0.01)
 
 
 def test_dense_loss_pulls_sizes_only_where_the_finding_is() -> None:
