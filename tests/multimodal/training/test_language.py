@@ -27,7 +27,7 @@ def test_without_anything_spoken_the_stage_is_refused_before_it_encodes_for_minu
     """It used to end after all studies had been encoded, with "low >= high" of numpy."""
     monkeypatch.setattr(language, "open_corpus", lambda _work: None)
     nothing: Any = None
-    with pytest.raises(InvalidOption, match="holds 0 recordings.*stage 'speech' first"):
+    with pytest.raises(InvalidOption, match=r"holds 0 recordings.*stage 'speech' first"):
         train_language(nothing, nothing, tmp_path, Schedule(1, 1e-3))
 
 

@@ -290,7 +290,7 @@ def test_edit_distance_counts_edits() -> None:
 def test_patch_targets_are_the_masks_averaged_over_each_patch() -> None:
     rng = np.random.default_rng(3)
     drawn = render(random_phantom(rng, [("pleural effusion", "left")]), (32, 96, 96), rng)
-    cover = patch_cover(drawn, WORLDS["phantom"], Frame())
+    cover = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-mip"))
     mask = drawn.masks["pleural effusion", "left"]
     assert cover.shape == (16, 144, 6)
     assert cover[..., 2].mean() == pytest.approx(mask.mean(), rel=5e-3)  # in 255 steps
@@ -314,7 +314,7 @@ def test_patch_targets_of_the_larger_pictures_are_those_of_the_smaller_more_fine
     rng = np.random.default_rng(5)
     drawn = render(random_phantom(rng, [("cardiomegaly", None)]), (64, 224, 224), rng)
     large = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-large", 14))[..., 4]
-    small = patch_cover(drawn, WORLDS["phantom"], Frame())[..., 4]
+    small = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-mip"))[..., 4]
     assert large.shape == (32, 196)
     assert large.mean() == pytest.approx(drawn.masks["cardiomegaly", None].mean(), rel=5e-3)
     assert large.reshape(16, 2, 196).mean((1, 2)) == pytest.approx(small.mean(1), abs=2e-3)
