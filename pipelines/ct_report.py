@@ -340,6 +340,8 @@ def _review(
             kept.append(sentence)
             continue
         kind, correction, probability = found
+        if correction == sentence:  # the model said that it is wrong and then repeated it
+            correction = None
         if kind != "insertion":
             kept.append(correction or sentence)
         # what was inserted is nowhere to be seen: only the words can be shown

@@ -435,7 +435,9 @@ def evaluate(
             return pool.submit(kept, done / f"{name}.pkl", measure, model, *args)
 
         studies = [
-            begin(f"studies-{part.start}-{part.stop}-{few}", examine_some, part, few)
+            begin(
+                f"studies-{part.start}-{part.stop}-{min(few, part.stop)}", examine_some, part, few
+            )
             for part in parts
         ]
         heard = begin(f"dictations-{num_dictations}", dictations, num_dictations)

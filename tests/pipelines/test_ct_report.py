@@ -169,6 +169,18 @@ def test_an_omission_without_words_is_not_lost(volume: Volume):
     assert "no correction" in point.suggestion
 
 
+def test_a_sentence_that_the_model_only_repeats_is_no_suggestion(volume: Volume):
+    sentence = "There is a left nodule."
+    backend = FakeBackend(
+        answers={sentence: f"direction: {sentence}"},
+        chances={CHECK_SENTENCE.format(sentence=sentence): 0.2},
+        regions=(RIGHT, LEFT),
+    )
+    (point,) = read(backend, volume, f"FINDINGS: {sentence}").discrepancies
+    assert (point.type, point.correction) == ("direction", None)
+    assert "no correction" in point.suggestion
+
+
 def test_a_report_that_fits_agrees(volume: Volume):
     reading = read(FakeBackend(), volume, "No nodule. The heart is normal in size.")
     assert reading.agreement == "agrees"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from multimodal.training.evaluation import kept
 from multimodal.training.measures import (
     Judged,
     Judgement,
@@ -52,6 +55,24 @@ def test_an_offset_undoes_what_was_asked_evenly_and_is_rare() -> None:
     temperature, offset = fit_calibration(stated, (~present).astype(int).tolist(), offset=True)
     assert temperature == pytest.approx(1 / 1.5, rel=0.06)
     assert offset == pytest.approx(np.log(0.12 / 0.88), abs=0.1)
+
+
+def test_what_was_measured_before_a_kill_is_not_measured_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def measure(number: int) -> Scores:
+        asked.append(number)
+        if number < 0:
+            raise KeyboardInterrupt
+        return Scores(listed=[(number, 2, 3)])
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path / "a.pkl", measure, -1)
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        assert kept(tmp_path / "a.pkl", measure, 1).listed == [(1, 2, 3)]
+    assert asked == [-1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pkl"]
 
 
 def test_f1_of_a_type_counts_type_and_sentence_together() -> None:
