@@ -176,7 +176,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frame = (geometry, self.vision_tower.grid, self.config.view_size)
         return gather_regions(
             features, self.finding_head(features), token_centres_mm(*frame),
-            patch_volumes_mm3(*frame), self.regions,
+            patch_volumes_mm3(*frame), regions=self.regions,
         )  # fmt: skip
 
     def embed(

@@ -170,6 +170,7 @@ def gather_regions(
     patches: tuple[torch.Tensor, torch.Tensor],
     centres_mm: torch.Tensor,
     patch_mm3: torch.Tensor,
+    *,
     regions: Sequence[tuple[int, int]],
 ) -> Regions:
     """One study's patches, seen as its regions.

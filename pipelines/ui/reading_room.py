@@ -125,12 +125,11 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
             yield *values, *boxes
             boxes = (gr.skip(), gr.skip())
 
+    opening = {"note": "opening"}
+
     def taken(files: list[str] | None, request: gr.Request) -> tuple[dict[str, str], None]:
         rooms.of(request.session_hash).given = files or []
-        return opening(), None
-
-    def opening() -> dict[str, str]:
-        return {"note": "opening"}
+        return opening, None
 
     def given(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         room = rooms.of(request.session_hash)
@@ -168,7 +167,7 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
     told = [
         files.upload(taken, files, [viewer, files], queue=False, **quiet),
         folder.upload(taken, folder, [viewer, folder], queue=False, **quiet),
-        sample.click(opening, None, viewer, queue=False, **quiet),
+        sample.click(lambda: opening, None, viewer, queue=False, **quiet),
     ]
     opened = [
         event.then(act, list(boxes), [*outputs, *boxes], **quiet)

@@ -41,7 +41,7 @@ def _seen(presence: torch.Tensor, log_size: torch.Tensor | None = None) -> Regio
     frame = (_geometry(n), GRID, SIZE)
     return gather_regions(
         features, (presence, sizes), token_centres_mm(*frame), patch_volumes_mm3(*frame),
-        [RIGHT, LEFT, ANYWHERE],
+        regions=[RIGHT, LEFT, ANYWHERE],
     )  # fmt: skip
 
 

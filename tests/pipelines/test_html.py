@@ -52,7 +52,7 @@ def reading(volume: Volume) -> Reading:
     source = Source("dicom", slice_index=11, position_mm=float(volume.positions_mm[11]))
     region = Region("nodule", "right", 0.9, source, (4.0, 6.0, 12.0, 20.0))
     backend = FakeBackend(
-        answers={"How large": "14 mm", EVIL: f"size: {EVIL}", "Why": EVIL},
+        answers={"How large": "14 mm", EVIL: f"size: No {EVIL}", "Why": EVIL},
         chances={"a right nodule": 0.83, f"images? {EVIL}": 0.1},
         regions=(region,),
     )
