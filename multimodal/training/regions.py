@@ -76,7 +76,7 @@ def truth_of(
     """Presence 0 or 1 and sizes in mm (NaN where none is stated), each `[studies, regions]`."""
     present = torch.zeros(corpus.num_studies, len(regions))
     sizes = torch.full(present.shape, float("nan"))
-    for row, truth in enumerate(corpus.truth[: corpus.num_studies]):
+    for row, truth in enumerate(corpus.truth):
         for finding in truth:
             column = regions.index((finding.name, finding.side))
             present[row, column] = 1.0
