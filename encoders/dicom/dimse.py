@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pynetdicom import AE, build_role, evt
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
@@ -152,11 +153,15 @@ def _association(
     ae = AE(peer.our_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = peer.timeout_s
     ae.connection_timeout = peer.timeout_s
+    # pynetdicom takes who rejects before it looks for somebody who is not there
+    rejections: list[A_ASSOCIATE_RJ] = []
+    noting = (evt.EVT_PDU_RECV, _note_rejection, [rejections])
     association = ae.associate(
-        peer.host, peer.port, contexts, peer.ae_title, ext_neg=roles, evt_handlers=handlers,
+        peer.host, peer.port, contexts, peer.ae_title, ext_neg=roles,
+        evt_handlers=[noting, *(handlers or [])],
         tls_args=(peer.tls.client(), peer.host) if peer.tls else None,
     )  # fmt: skip
-    if association.is_rejected:
+    if association.is_rejected or rejections:
         raise Refused(f"{peer.ae_title} rejects {peer.our_title}; is it known there?")
     if not association.is_established:
         raise Unreachable(f"{peer.ae_title} cannot be reached, or does not do what is asked of it")
@@ -164,6 +169,11 @@ def _association(
         yield association
     finally:
         association.release()
+
+
+def _note_rejection(event: evt.Event, rejections: list[A_ASSOCIATE_RJ]) -> None:
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+        rejections.append(event.pdu)
 
 
 def _require(status: Any, peer: Peer) -> None:

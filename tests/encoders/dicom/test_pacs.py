@@ -13,6 +13,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pynetdicom.acse import ACSE
 
 from encoders.dicom import load_volume, scan
 from encoders.dicom.dimse import Peer, echo, find, get, move, send
@@ -109,6 +110,21 @@ def test_node_that_is_absent_or_does_not_know_us_is_told_apart(orthanc: Orthanc)
     with pytest.raises(InputError, match="ORTHANC@127"):
         Peer.parse("127.0.0.1:4242")
     assert Peer.parse("A@[::1]:104") == Peer("A", "::1", 104)
+
+
+def test_node_that_rejects_before_we_look_is_not_taken_for_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ACSE.send_request
+
+    def request_and_be_late(acse: ACSE) -> None:
+        request(acse)
+        wait_until(lambda: not acse.dul.is_alive(), "the answer has come and the line is closed")
+
+    with Receiver(tmp_path, Rules(LOCAL, port=0)) as receiver:
+        monkeypatch.setattr(ACSE, "send_request", request_and_be_late)
+        with pytest.raises(Refused, match="OTHER rejects SENDER"):
+            echo(_sender(receiver, called="OTHER"))
 
 
 # --- our own node ------------------------------------------------------------------------------
