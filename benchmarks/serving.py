@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -296,26 +296,27 @@ def burst(model: Any, jobs: list[Job], rounds: int) -> dict[str, Any]:
     return {**result, "same_tokens": exact}
 
 
-def poisson(model: Any, jobs: list[Job], static_rate: float) -> dict[str, Any]:
+def poisson(model: Any, jobs: list[Job], static_rate: float, rounds: int) -> dict[str, Any]:
     """Arrivals at 80 % of what static batches serve, and at 1.8 times that, for ours alone."""
-    chance = np.random.default_rng(1)
-    gaps = chance.exponential(1.0, len(jobs)).cumsum()
-    result: dict[str, Any] = {}
-    for name, share in (("at_0.8", 0.8), ("at_1.8", 1.8)):
-        for job, gap in zip(jobs, gaps, strict=True):
-            job.came_s = float(gap) / (share * static_rate)
-        result[f"ours_{name}"] = figures(measured(continuous, model, jobs))
-        print(f"poisson {name} ours: {_short(result[f'ours_{name}'])}", flush=True)
-        if share < 1:
-            result[f"static_8_{name}"] = figures(measured(static, model, jobs))
-            print(f"poisson {name} static: {_short(result[f'static_8_{name}'])}", flush=True)
+    gaps = np.random.default_rng(1).exponential(1.0, len(jobs)).cumsum()
+    runs: dict[str, list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for name, scheme, share in (
+            ("ours_at_0.8", continuous, 0.8), ("static_8_at_0.8", static, 0.8),
+            ("ours_at_1.8", continuous, 1.8),
+        ):  # fmt: skip
+            coming = [
+                replace(job, came_s=float(gap) / (share * static_rate))
+                for job, gap in zip(jobs, gaps, strict=True)
+            ]
+            runs.setdefault(name, []).append(figures(measured(scheme, model, coming)))
+            print(f"poisson {name}: {_short(runs[name][-1])}", flush=True)
+    result: dict[str, Any] = {name: median(found) for name, found in runs.items()}
     result["against_static_8"] = ratios(result["ours_at_0.8"], result["static_8_at_0.8"])
-    for job in jobs:
-        job.came_s = 0.0
     return result
 
 
-def closed(model: Any, jobs: list[Job], clients: int) -> dict[str, Any]:
+def closed(model: Any, jobs: list[Job], clients: int, rounds: int) -> dict[str, Any]:
     """Clients that ask anew as soon as they are answered; the middle half of all is counted."""
 
     def run_ours(_: Any, mine: list[Job]) -> None:
@@ -341,17 +342,22 @@ def closed(model: Any, jobs: list[Job], clients: int) -> dict[str, Any]:
                     coming[0].came_s = job.done_s
                     waiting.append(coming.popleft())
 
-    result = {}
-    for name, scheme in (("ours", run_ours), ("static_8", run_static)):
-        done = sorted(measured(scheme, model, jobs), key=lambda job: job.done_s)
-        steady = done[len(done) // 4 : 3 * len(done) // 4]
-        result[name] = figures(steady)
-        span = steady[-1].done_s - steady[0].done_s
-        result[name]["requests_per_s"] = (len(steady) - 1) / span
-        # Little's law: clients = throughput x latency, if the state is steady
-        result[name]["little"] = result[name]["requests_per_s"] * result[name]["mean_s"] / clients
-        print(f"closed {name}: {_short(result[name])}", flush=True)
+    runs: dict[str, list[dict[str, float]]] = {"ours": [], "static_8": []}
+    for _ in range(rounds):
+        for name, scheme in (("ours", run_ours), ("static_8", run_static)):
+            runs[name].append(_steady(measured(scheme, model, jobs), clients))
+            print(f"closed {name}: {_short(runs[name][-1])}", flush=True)
+    result: dict[str, Any] = {name: median(found) for name, found in runs.items()}
     return {**result, "against_static_8": ratios(result["ours"], result["static_8"])}
+
+
+def _steady(jobs: list[Job], clients: int) -> dict[str, float]:
+    """The figures of the middle half, and how far they are from Little's law (throughput x latency)."""
+    done = sorted(jobs, key=lambda job: job.done_s)
+    steady = done[len(done) // 4 : 3 * len(done) // 4]
+    found = figures(steady)
+    rate = (len(steady) - 1) / (steady[-1].done_s - steady[0].done_s)
+    return {**found, "requests_per_s": rate, "little": rate * found["mean_s"] / clients}
 
 
 def alone(model: Any, rounds: int) -> dict[str, float]:
@@ -418,8 +424,13 @@ def _follow_up(make: Callable[[], Any], rounds: int) -> dict[str, float]:
     return {"first_s": first, "follow_up_s": later, "ratio": later / first}
 
 
-def floor(model: Any, jobs: list[Job]) -> dict[str, float]:
+def floor(model: Any, jobs: list[Job], rounds: int) -> dict[str, float]:
     """The burst against the time of its matrix products alone, at the row counts it had."""
+    runs = [_floor(model, jobs) for _ in range(rounds)]
+    return median(runs)
+
+
+def _floor(model: Any, jobs: list[Job]) -> dict[str, float]:
     with serving(model, Limits(SLOTS, CHUNK)) as server:
         mine = [Job(job.prompt, job.num_new) for job in jobs]
         server.run(mine)
@@ -471,15 +482,15 @@ def main(arguments: list[str] | None = None) -> None:
         told["burst"] = burst(model, jobs, options.rounds)
     if "poisson" in options.only:
         rate = told.get("burst", {}).get("static_8") or figures(measured(static, model, jobs))
-        told["poisson"] = poisson(model, jobs, rate["requests_per_s"])
+        told["poisson"] = poisson(model, jobs, rate["requests_per_s"], options.rounds)
     if "closed" in options.only:
-        told["closed"] = closed(model, jobs * 2, max(options.requests // 2, 1))
+        told["closed"] = closed(model, jobs * 3, options.requests, options.rounds)
     if "alone" in options.only:
         told["alone"] = alone(model, options.rounds)
     if "follow_up" in options.only:
         told["follow_up"] = follow_up(options.rounds)
     if "floor" in options.only:
-        told["floor"] = floor(model, jobs)
+        told["floor"] = floor(model, jobs, options.rounds)
     listed = show_bars(told)
     about = {"machine": machine(), "torch": torch.__version__, **vars(options)}
     print(json.dumps({"benchmark": "serving", **about, **told, "bars": listed}))
