@@ -17,6 +17,7 @@ from encoders.errors import InvalidMessage, InvalidOption
 from encoders.features import Modality, Problem, Source
 from multimodal.measures import Measured
 from multimodal.messages import Message, Study
+from multimodal.review import ReviewWeights
 
 DEMO = Path(__file__).parent / "demo"
 Reason = Literal["stop", "length", "timeout", "cancelled"]
@@ -193,7 +194,8 @@ class Capabilities:
     `weights_sha256` and `preprocessing` say what makes its answers; empty where it can't tell.
     A model that does not know the forms of `multimodal.prompts` must be told how to answer.
     `one_by_one` is why requests are not run together, empty where they are. `json_schema` is whether
-    an answer can be held to a schema for certain (a server may refuse).
+    an answer can be held to a schema for certain (a server may refuse). `review` weighs what it says of
+    a sentence against what it sees, where that was fitted.
     """
 
     name: str
@@ -206,6 +208,7 @@ class Capabilities:
     knows_forms: bool = True
     one_by_one: str = ""
     json_schema: bool = False
+    review: ReviewWeights | None = None
 
 
 @dataclass(frozen=True)

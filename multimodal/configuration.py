@@ -28,6 +28,8 @@ class MultimodalConfig(PreTrainedConfig):
             scores (Guo et al. 2017) and an offset that is then added to the first one's (Platt 1999),
             so that their probabilities come true as often as they say. Fitted on studies kept aside,
             in which a finding is as rare as it is.
+        review_weights: `multimodal.review.ReviewWeights` as a dict, fitted on the same studies; None
+            where a sentence is judged by what is said of it alone.
     """
 
     model_type = "crossread"
@@ -47,6 +49,7 @@ class MultimodalConfig(PreTrainedConfig):
     findings: list[Any] | None = None
     sparsity: dict[str, Any] | None = None
     choice_calibration: dict[str, tuple[float, float]] | None = None
+    review_weights: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

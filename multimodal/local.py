@@ -48,6 +48,7 @@ from multimodal.messages import Message, Study, value_of
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, load_novelty
 from multimodal.processing import AUDIO, IMAGE, REGION, MultimodalProcessor
+from multimodal.review import ReviewWeights
 from multimodal.sizes import measure
 from multimodal.sparse import SparseMLP, set_sparsity, sparse_mlps
 from multimodal.streaming import Answer
@@ -183,6 +184,7 @@ class LocalBackend:
             self.name, frozenset(modalities), findings, self._max_len, bool(findings),
             self._weights_sha256, f"view profile {config.view_profile}",
             one_by_one=self._assembled.one_by_one, json_schema=self._grammars.possible,
+            review=ReviewWeights.read(config.review_weights),
         )  # fmt: skip
 
     @property

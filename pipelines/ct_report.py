@@ -7,14 +7,12 @@ same study; its answers become typed values, its finding head tells where to loo
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, overload
 
 from encoders.errors import (
-    BadAnswer,
-    ContextOverflow,
     IncompatibleModel,
     InvalidMessage,
 )
@@ -27,7 +25,6 @@ from pipelines.dictation import DictationPipeline
 from pipelines.evidence import (
     Agreement,
     Discrepancy,
-    Evidence,
     Finding,
     Reading,
     all_evidence,
@@ -35,8 +32,8 @@ from pipelines.evidence import (
     locate,
 )
 from pipelines.opening import open_study, typed_report
+from pipelines.review import check_report
 from pipelines.session import ABSTAINS, Session, Step, kept
-from pipelines.terms import spoken_of
 
 if TYPE_CHECKING:
     from encoders.dicom import Study as Scanned
@@ -46,13 +43,7 @@ if TYPE_CHECKING:
     Input = str | Path | Scanned | Volume
     Progress = Step | Finding | Discrepancy | Token | Reading
 
-_SENTENCE_VERDICTS = (
-    prompts.AGREES, "omission", "insertion", "direction", "size", "unit", "typo",
-)  # fmt: skip
-_OMISSION_VERDICTS = (prompts.NOTHING_OMITTED, "omission")
 MIN_SLICES = 8  # fewer show no chest
-_SURE = 0.9  # less is told as a finding, but no report is blamed for leaving it out
-_MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 
 
 @dataclass(frozen=True)
@@ -202,7 +193,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     agreement: Agreement = "abstained"
     if away is None:
         with session.stage("review"):
-            yield from kept(_review(session, report, seen.regions, findings), points)
+            yield from kept(check_report(session, report, seen.regions, findings), points)
         agreement = _agreement(report, points, session.warnings)
     answer = ABSTAINS if case.question and away is not None else None
     if case.question and away is None:
@@ -290,16 +281,11 @@ def _findings(session: Session, seen: Finished) -> Iterator[Step | Finding]:
         yield Step("findings", number, len(asked))
         prompt = prompts.ask_presence(name, side)
         probability = session.ask(prompt, choices=("yes", "no")).choices["yes"]
+        session.presence[name, side] = probability
         if probability < 0.5:
             continue
-        size = None
-        if name in sized or name == "nodule":
-            answer = session.ask(
-                prompts.ask_size(name, side), tokens=8, form=prompts.SIZE_FORM
-            ).text
-            size = prompts.parse_size_mm(answer)
-        named = prompts.NamedFinding(name, side, size)
-        yield _finding(session, named, probability, seen.regions)
+        size = session.size(name, side) if name in sized or name == "nodule" else None
+        yield _finding(session, prompts.NamedFinding(name, side, size), probability, seen.regions)
 
 
 def _finding(
@@ -314,118 +300,6 @@ def _finding(
         return Finding(name, side, size, None, None, probability)
     proof = as_evidence(region, session.volume.voxels.shape[1:])
     return Finding(name, side, size, proof.slice_index, proof.box, probability, (proof,))
-
-
-def _review(
-    session: Session,
-    report: str | None,
-    regions: tuple[Region, ...],
-    findings: Sequence[Finding],
-) -> Iterator[Step | Discrepancy]:
-    """Every sentence judged alone; then what the report, so corrected, still leaves out."""
-    sentences = prompts.split_sentences(report) if report else []
-    if report and not sentences:
-        message = (
-            "the report states nothing about the images (only technique, comparison or history),"
-            " so it was not judged"
-        )
-        session.warnings.append(Problem("NO_STATEMENT", message))
-    kept = []
-    for number, sentence in enumerate(sentences, 1):
-        step = Step("review", number - 1, len(sentences))
-        yield step
-        prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
-        found = yield from _judge(session, step, prompt, f"sentence {number}")
-        if found is None:
-            kept.append(sentence)
-            continue
-        kind, correction, probability = found
-        if correction == sentence:  # the model said that it is wrong and then repeated it
-            correction = None
-        if kind != "insertion":
-            kept.append(correction or sentence)
-        # what was inserted is nowhere to be seen: only the words can be shown
-        proof = _proof(session, correction or sentence, regions) if kind != "insertion" else ()
-        proof = (*proof, Evidence("text", sentence=sentence))
-        yield Discrepancy(kind, sentence, correction, probability, proof)
-    if sentences:
-        step = Step("review", len(sentences), len(sentences))
-        yield step
-        kept = yield from _omissions(session, step, kept, regions)
-        yield from _unspoken(session, findings, [*sentences, *kept])
-
-
-def _omissions(
-    session: Session, step: Step, kept: list[str], regions: tuple[Region, ...]
-) -> Generator[Step | Discrepancy, None, list[str]]:
-    """What the kept sentences leave out, one after the other until nothing new is named.
-
-    Returns the kept sentences and what was found missing among them.
-    """
-    kept = list(kept)
-    for _ in range(_MAX_OMISSIONS):
-        prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-        found = yield from _judge(session, step, prompt, "what the report leaves out",
-                                  _OMISSION_VERDICTS)  # fmt: skip
-        if found is None or found[1] in kept:
-            break
-        _, missing, probability = found
-        proof = _proof(session, missing, regions) if missing else ()
-        yield Discrepancy("omission", None, missing, probability, proof)
-        if missing is None:
-            break
-        kept.append(missing)
-    return kept
-
-
-def _unspoken(
-    session: Session, findings: Sequence[Finding], sentences: Sequence[str]
-) -> Iterator[Discrepancy]:
-    """A finding that the model is sure of and that no sentence speaks of is an omission too."""
-    names = [name for name, _ in session.backend.capabilities().findings]
-    spoken = {about[0] for about in (spoken_of(s, names) for s in sentences) if about}
-    for finding in findings:
-        sure = finding.probability is not None and finding.probability >= _SURE
-        if sure and finding.name not in spoken:
-            words = " ".join(word for word in (finding.side, finding.name) if word)
-            correction = f"{words[:1].upper()}{words[1:]}."
-            yield Discrepancy("omission", None, correction, finding.probability, finding.evidence)
-
-
-def _judge(
-    session: Session,
-    step: Step,
-    prompt: str,
-    subject: str,
-    verdicts: tuple[str, ...] = _SENTENCE_VERDICTS,
-) -> Generator[Step, None, tuple[prompts.ErrorType, str | None, float | None] | None]:
-    """(type, correction, probability of an error), or None where the model sees no error.
-
-    The probability is None where the model only says which it is.
-    """
-    try:
-        judged = session.ask(prompt, choices=verdicts)
-        chances = judged.choices or {judged.text: 1.0}
-        probability = 1.0 - chances.get(verdicts[0], 0.0)
-        if probability < 0.5:
-            return None
-        said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
-        verdict = prompts.parse_verdict(said.text)
-    except (ContextOverflow, BadAnswer) as error:
-        session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
-        return None
-    kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
-    fitting = verdict is not None and verdict.error == kind
-    correction = verdict.correction if verdict and fitting else None
-    return kind, correction, probability if judged.choices else None
-
-
-def _proof(session: Session, words: str, regions: tuple[Region, ...]) -> tuple[Evidence, ...]:
-    """The region of the finding that the words speak of."""
-    names = [name for name, _ in session.backend.capabilities().findings]
-    about = spoken_of(words, names)
-    region = locate(regions, *about) if about else None
-    return (as_evidence(region, session.volume.voxels.shape[1:]),) if region else ()
 
 
 def _agreement(

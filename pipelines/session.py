@@ -12,6 +12,7 @@ from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
 from multimodal.messages import Message, Study, Text, user
+from multimodal.review import Key
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
@@ -48,13 +49,17 @@ def kept(events: Iterator[Step | Found], found: list[Found]) -> Iterator[Step | 
 
 @dataclass
 class Session:
-    """One study being read: what was asked, what it cost, what is to be warned of."""
+    """One study being read: what was asked, what it cost, what is to be warned of.
+
+    `presence` is the probability of every finding that was asked for.
+    """
 
     backend: Backend
     volume: Volume
     warnings: list[Problem] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)
     spent: list[Usage] = field(default_factory=list)
+    presence: dict[Key, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -74,6 +79,11 @@ class Session:
                 next(asked)
             except StopIteration as end:
                 return cast("Finished", end.value)
+
+    def size(self, name: str, side: prompts.Side | None) -> float | None:
+        """The size in mm that the model states of a finding."""
+        answer = self.ask(prompts.ask_size(name, side), tokens=8, form=prompts.SIZE_FORM)
+        return prompts.parse_size_mm(answer.text)
 
     def speak(
         self,

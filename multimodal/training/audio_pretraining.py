@@ -118,7 +118,7 @@ def train_audio(
     def draw(_step: int, rng: np.random.Generator) -> _Batch:
         first = rng.integers(0, max(len(by_length) - schedule.batch_size, 1))
         mel, lengths, texts = speech.batch(by_length[first : first + schedule.batch_size])
-        return _masked(mel, rng), lengths, texts
+        return masked(mel, rng), lengths, texts
 
     def loss(batch: _Batch) -> tuple[str, torch.Tensor]:
         mel, lengths, texts = batch
@@ -174,7 +174,7 @@ def _indices(text: str, letters: str) -> list[int]:
     return [letters.index(c) + 1 for c in text.lower() if c in letters]
 
 
-def _masked(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def masked(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """SpecAugment (Park et al. 2019): hide a band of mels and a stretch of time."""
     mel = mel.clone()
     band, at = int(rng.integers(0, 16)), int(rng.integers(0, 64))

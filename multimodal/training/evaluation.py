@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
 import pickle
 import platform
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import (
     Executor,
     Future,
@@ -24,7 +22,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     as_completed,
 )
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,105 +30,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoders.dicom import Volume, load_volume, write_ct_series
 from multimodal import prompts
-from multimodal.backends import DEMO, Finished, GenerateOptions, Region, Token, collect
-from multimodal.configuration import MultimodalConfig
+from multimodal.backends import DEMO, GenerateOptions, Region, collect
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
-from multimodal.prompts import NamedFinding
+from multimodal.review import ReviewWeights
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.training.audio_pretraining import dictate, edit_distance
 from multimodal.training.card import card_table, write_card
-from multimodal.training.measures import Asked, Judged, Judgement, Scores, fit_calibration, mean
+from multimodal.training.cases import (
+    FIRST_SEED,
+    OMISSION,
+    Case,
+    Talk,
+    blanked,
+    make_case,
+    world_of,
+)
+from multimodal.training.measures import Asked, Scores, mean
 from multimodal.training.probes import hidden_regions, reading_time, strange_studies
-from multimodal.training.world.dialogues import Dialogue, ask
-from multimodal.training.world.mistakes import Faulty, faulty_report
-from multimodal.training.world.reports import Vocabulary, Writer, all_keys
-from multimodal.training.world.worlds import WORLDS, World
+from multimodal.training.reviews import judge, judge_report
+from multimodal.training.world.dialogues import Dialogue
+from multimodal.training.world.reports import all_keys
 
 logger = logging.getLogger(__name__)
 
-FIRST_SEED = 500_000  # far beyond every corpus
-CALIBRATION_SEED = 400_000  # other studies still: nothing is fitted on what is measured
-VERDICTS = (prompts.AGREES, *prompts.ERROR_TYPES)
-OMISSION = (prompts.NOTHING_OMITTED, "omission")
-PRESENCE = ("yes", "no")
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
-COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
-
-
-@dataclass(frozen=True)
-class Case:
-    """An unseen study, read back from DICOM, with its truth, questions and a faulty report.
-
-    `masks` lie in the volume's own order.
-    """
-
-    volume: Volume
-    masks: dict[tuple[str, str], np.ndarray]
-    truth: list[NamedFinding]
-    vocabulary: Vocabulary
-    questions: tuple[Dialogue, ...]
-    report: Faulty
-
-
-def world_of(config: MultimodalConfig) -> World:
-    """The world whose findings a checkpoint knows."""
-    return next(w for w in WORLDS.values() if list(w.findings) == list(config.findings or ()))
-
-
-def make_case(world: World, seed: int, first: int = FIRST_SEED) -> Case:
-    """Study `seed`: drawn, written as DICOM CT, read back; its questions drawn from the same seed."""
-    rng = np.random.default_rng((first, seed))
-    drawn = world.draw(rng, COARSER, False)
-    voxels, affine = drawn.rendered.voxels, drawn.rendered.affine
-    position = "HFS"
-    if drawn.scan is not None:
-        voxels, affine = drawn.scan.stored(voxels)
-        position = drawn.scan.position
-    with tempfile.TemporaryDirectory(prefix="crossread-") as folder:
-        write_ct_series(voxels, affine, Path(folder), patient_position=position)
-        volume = load_volume(Path(folder))
-    turned = bool(np.dot(volume.grid[:3, 0], affine[:3, 0]) < 0)
-    masks = {}
-    for (name, side), mask in drawn.rendered.masks.items():
-        lying = mask if drawn.scan is None else drawn.scan.stored(mask)[0]
-        masks[name, str(side)] = lying[::-1] if turned else lying
-    tasks = ("size", "side", *("check",) * 5, "omission")
-    asked = (ask(task, drawn.truth, rng, drawn.vocabulary) for task in tasks)
-    report = faulty_report(Writer(drawn.truth, rng, drawn.vocabulary))
-    questions = tuple(q for q in asked if q is not None)
-    return Case(volume, masks, drawn.truth, drawn.vocabulary, questions, report)
-
-
-def blanked(case: Case) -> Case:
-    """The same study with air where the images were."""
-    air = np.full_like(case.volume.voxels, -1000)
-    return replace(case, volume=replace(case.volume, voxels=air))
-
-
-class Talk:
-    """Ways to ask about one study."""
-
-    def __init__(self, backend: LocalBackend, case: Case) -> None:
-        self._backend, self._study = backend, Study(case.volume)
-
-    def ask(self, prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
-        """One question."""
-        return collect(self._begin(prompt, choices, ground))
-
-    def ask_all(self, prompts: Sequence[str], choices: tuple[str, ...] = ()) -> list[Finished]:
-        """Questions that share the engine's steps."""
-        return [collect(answer) for answer in [self._begin(p, choices) for p in prompts]]
-
-    def _begin(
-        self, prompt: str, choices: tuple[str, ...], ground: bool = False
-    ) -> Iterator[Token | Finished]:
-        options = GenerateOptions(max_new_tokens=96, choices=choices, ground=ground)
-        return self._backend.generate([user(self._study, prompt)], options)
 
 
 def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
@@ -148,17 +75,18 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
             on_slice, in_box = _hits(region, case)
             scores.slices.append(on_slice)
             scores.boxes.append(in_box)
-    keys = all_keys(case.vocabulary)
-    answers = talk.ask_all([prompts.ask_presence(*key) for key in keys], PRESENCE)
-    for (name, side), answer in zip(keys, answers, strict=True):
+    answers = talk.presence(all_keys(case.vocabulary))
+    for (name, side), answer in answers.items():
         key, said = f"{side or ''} {name}".strip(), answer.text == "yes"
         scores.presence.append(Asked(key, (name, side) in true, said, answer.choices["yes"]))
     elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
-    for answer in talk.ask_all([prompts.ask_presence(*key) for key in elsewhere], PRESENCE):
+    for answer in talk.presence(elsewhere).values():
         scores.elsewhere.append(answer.text == "yes")
     _mark(case.questions, talk, scores)
     scores.check += judge([q for q in case.questions if q.task == "check"], talk)
-    scores.reports.append(judge_report(case.report, talk))
+    presence = {key: answer.choices["yes"] for key, answer in answers.items()}
+    weights = ReviewWeights.read(backend.model.config.review_weights)
+    scores.reports.append(judge_report(case.report, talk, presence, weights))
 
 
 def _mark(questions: Sequence[Dialogue], talk: Talk, scores: Scores) -> None:
@@ -175,47 +103,6 @@ def _mark(questions: Sequence[Dialogue], talk: Talk, scores: Scores) -> None:
         elif question.task == "omission":
             chances = talk.ask(question.question, OMISSION).choices
             scores.omission.append((question.label == "omission", chances["omission"], exact))
-
-
-def judge(questions: Sequence[Dialogue], talk: Talk) -> list[Judged]:
-    """Sentences checked one by one: the surest verdict, and the answer as it is written."""
-    asked = [q.question for q in questions]
-    found = []
-    for question, verdict, answer in zip(
-        questions, talk.ask_all(asked, VERDICTS), talk.ask_all(asked), strict=True
-    ):
-        chances = verdict.choices
-        kind, wrong = max(chances, key=lambda k: chances[k]), 1 - chances[prompts.AGREES]
-        found.append(Judged(question.label, kind, wrong, answer.text == question.answer))
-    return found
-
-
-def judge_report(report: Faulty, talk: Talk) -> Judgement:
-    """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out."""
-    asked = [prompts.CHECK_SENTENCE.format(sentence=line.text) for line in report.lines]
-    verdicts = [answer.choices for answer in talk.ask_all(asked, VERDICTS)]
-    wrong = [1 - chances[prompts.AGREES] for chances in verdicts]
-    doubted = [number for number, chance in enumerate(wrong) if chance >= 0.5]
-    answers = talk.ask_all([asked[number] for number in doubted])
-    said = set()
-    kept: list[str | None] = [line.text for line in report.lines]
-    for number, answer in zip(doubted, answers, strict=True):
-        kind = max(prompts.ERROR_TYPES, key=lambda k: verdicts[number][k])
-        said.add((str(kind), number))
-        verdict = prompts.parse_verdict(answer.text)
-        corrected = (verdict.correction if verdict else None) or kept[number]
-        kept[number] = None if kind == "insertion" else corrected
-    whole = prompts.FIND_OMISSION.format(report=" ".join(text for text in kept if text))
-    missing = talk.ask(whole, OMISSION).choices["omission"]
-    if missing >= 0.5:
-        said.add(("omission", -1))
-    true = {
-        (str(line.mistake.verdict.error), i) for i, line in enumerate(report.lines) if line.mistake
-    }
-    if report.left_out:
-        true.add(("omission", -1))
-    sure = max([*wrong, missing])
-    return Judgement(report.wrong, sure, frozenset(true), frozenset(said))
 
 
 def _hits(region: Region, case: Case) -> tuple[bool, bool]:
@@ -332,42 +219,6 @@ def at_sparsity(model: Path, level: float, num_studies: int) -> dict[str, float]
 def hiding(model: Path, num_studies: int) -> dict[str, float]:
     """What `hidden_regions` finds on some studies."""
     return hidden_regions(_backend(model), _cases(model, range(num_studies)))
-
-
-def calibrate(model: Path, num_studies: int) -> dict[str, tuple[float, float]]:
-    """Fit what makes the probabilities of choices come true; written into the configuration."""
-    backend = LocalBackend.from_pretrained(model, device="cpu")
-    backend.model.config.choice_calibration = None  # as the scores are
-    world = world_of(backend.model.config)
-    logs: dict[tuple[str, ...], list[np.ndarray]] = {PRESENCE: [], VERDICTS: [], OMISSION: []}
-    true: dict[tuple[str, ...], list[int]] = {choices: [] for choices in logs}
-    for seed in range(num_studies):
-        case = make_case(world, seed, CALIBRATION_SEED)
-        talk, present = Talk(backend, case), {(f.name, f.side) for f in case.truth}
-        asked = {
-            PRESENCE: [(prompts.ask_presence(*key), "yes" if key in present else "no")
-                       for key in all_keys(case.vocabulary)],
-            VERDICTS: [(q.question, q.label) for q in case.questions if q.task == "check"],
-            OMISSION: [(q.question, q.label if q.label in OMISSION else prompts.NOTHING_OMITTED)
-                       for q in case.questions if q.task == "omission"],
-        }  # fmt: skip
-        for choices, pairs in asked.items():
-            answers = talk.ask_all([question for question, _ in pairs], choices)
-            for answer, (_, label) in zip(answers, pairs, strict=True):
-                chances = [answer.choices[c] for c in choices]
-                logs[choices].append(np.log(np.maximum(chances, 1e-12)))
-                true[choices].append(choices.index(label))
-    backend.close()
-    fitted = {
-        # findings are rare in a study and were asked for evenly in training
-        choices[0]: fit_calibration(np.array(rows), true[choices], offset=choices is PRESENCE)
-        for choices, rows in logs.items() if rows
-    }  # fmt: skip
-    file = model / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["choice_calibration"] = fitted
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return fitted
 
 
 @lru_cache(maxsize=1)

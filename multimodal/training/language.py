@@ -302,7 +302,10 @@ class Packer:
 
     def draw_speech(self, rng: np.random.Generator, n: int) -> Heard:
         """Random recordings with their words."""
-        indices = rng.integers(NUM_HELD_OUT, len(self.speech.texts), n)
+        return self.recordings(rng.integers(NUM_HELD_OUT, len(self.speech.texts), n))
+
+    def recordings(self, indices: np.ndarray) -> Heard:
+        """Recordings with their words."""
         mel, lengths, texts = self.speech.batch(indices)
         rows, labels = [], []
         for length, text in zip(lengths.tolist(), texts, strict=True):
@@ -318,16 +321,20 @@ class Packer:
 
     def speech_loss(self, batch: Heard) -> torch.Tensor:
         """The words' loss."""
+        logits = self.speech_logits(batch)
+        labels = move(batch.labels, logits.device)[:, 1:]
+        return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten())
+
+    def speech_logits(self, batch: Heard) -> torch.Tensor:
+        """Of every token of the recordings, `[n, l, vocabulary]`."""
         model, device = self.model, self.model.device
-        with torch.no_grad():
-            frames = model.encode_audio(move(batch.mel, device), move(batch.lengths, device))
+        frames = model.encode_audio(move(batch.mel, device), move(batch.lengths, device))
         heard = torch.cat([model.audio_projector(f.float()) for f in frames])
         ids = move(batch.ids, device)
         embeds = model.get_input_embeddings()(ids)
         sound = ids == model.config.audio_token_id
         embeds = model.splice(embeds, sound, heard.to(embeds.dtype), "audio")
-        labels = move(batch.labels, device)
-        return model.language_model(inputs_embeds=embeds, labels=labels, use_cache=False).loss
+        return model.language_model(inputs_embeds=embeds, use_cache=False).logits
 
     @torch.no_grad()
     def held_out_accuracy(self, num: int = 24) -> str:

@@ -38,13 +38,21 @@ class Judged:
 class Judgement:
     """A whole report: whether it is wrong, how sure of that the model was, and each point.
 
-    Points are (type, sentence number); the number of a finding left out is -1.
+    Attributes:
+        wrong: whether it is.
+        sure: the greatest probability that was stated.
+        true: points (type, sentence number); the number of a finding left out is -1.
+        said: the same, as they were found.
+        stated: of every sentence, and of what is left out: whether it is wrong, the probability.
+        mended: of every true point: its type, and whether the correction offered is exact.
     """
 
     wrong: bool
     sure: float
     true: frozenset[tuple[str, int]]
     said: frozenset[tuple[str, int]]
+    stated: tuple[tuple[bool, float], ...] = ()
+    mended: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass
@@ -99,9 +107,11 @@ class Scores:
             "omission balanced accuracy": balanced([(t, p) for t, p, _ in self.omission]),
             "omission correction exact": mean(e for t, _, e in self.omission if t),
             "report AUROC": area([(r.wrong, r.sure) for r in self.reports]),
+            "report correction exact": mean(e for r in self.reports for _, e in r.mended),
             "evidence slice": mean(self.slices),
             "evidence box": mean(self.boxes),
             "presence ECE": calibration_error([(a.true, a.probability) for a in self.presence]),
+            "report ECE": calibration_error([pair for r in self.reports for pair in r.stated]),
             "check ECE": calibration_error([(j.true != prompts.AGREES, j.wrong) for j in self.check]),
             "withheld as out of range": mean(n > 1 for n in self.novelty),
         }  # fmt: skip
@@ -114,12 +124,15 @@ class Scores:
         }
 
     def per_mistake(self) -> dict[str, dict[str, float]]:
-        """Of each type, how many sentences alone were judged rightly, and the F1 in whole reports."""
+        """Of each type: sentences alone judged rightly; F1 and exact corrections in whole reports."""
         found = {}
         for kind in (prompts.AGREES, *prompts.ERROR_TYPES):
             rows = [j for j in self.check if j.true == kind]
             right = mean((j.wrong >= 0.5) == (kind != prompts.AGREES) for j in rows)
-            found[kind] = {"alone": right, "F1 in reports": self._f1(kind)}
+            exact = mean(e for r in self.reports for k, e in r.mended if k == kind)
+            found[kind] = {
+                "alone": right, "F1 in reports": self._f1(kind), "corrected in reports": exact,
+            }  # fmt: skip
         return found
 
     def _f1(self, kind: str) -> float:

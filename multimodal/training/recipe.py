@@ -31,6 +31,7 @@ from multimodal.processing import MultimodalProcessor, senses_of
 from multimodal.prompts import NamedFinding
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
+from multimodal.training.calibration import calibrate
 from multimodal.training.corpus import (
     HELD_OUT,
     Corpus,
@@ -40,7 +41,7 @@ from multimodal.training.corpus import (
     to_volume,
 )
 from multimodal.training.demo_model import SIZES, build_demo
-from multimodal.training.evaluation import calibrate
+from multimodal.training.hearing import HEARING, train_hearing
 from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
 from multimodal.training.regions import train_regions
@@ -51,7 +52,17 @@ from multimodal.training.world.worlds import WORLDS, Drawn, World
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("corpus", "speech", "vision", "audio", "regions", "language", "together", "save")
+STAGES = (
+    "corpus",
+    "speech",
+    "vision",
+    "audio",
+    "regions",
+    "language",
+    "together",
+    "hearing",
+    "save",
+)
 NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 600, 80
 NOVELTY_SEED = 700_000  # beyond every corpus
 NEW_SHARE = 0.75  # of a tower's weights, where it goes on from a checkpoint
@@ -95,6 +106,7 @@ class Recipe:
     region_steps: int = 500
     language_steps: int = 3600
     together_steps: int = 0
+    hearing_steps: int = 1500
     rate: float = 1.0
     batch: float = 1.0
     device: str = "auto"
@@ -154,7 +166,8 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)
     for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
-                       (model.region_head, "regions"), (model, "language"), (model, "together")):  # fmt: skip
+                       (model.region_head, "regions"), (model, "language"), (model, "together"),
+                       (_hears(model), "hearing")):  # fmt: skip
         weights = recipe.work / f"{name}.safetensors"
         if weights.is_file():
             part.load_state_dict(load_file(weights), strict=part is not model)
@@ -163,6 +176,10 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
 
 def _dense(model: MultimodalForConditionalGeneration) -> DenseModel:
     return DenseModel(model.vision_tower, model.finding_head)
+
+
+def _hears(model: MultimodalForConditionalGeneration) -> nn.ModuleDict:
+    return nn.ModuleDict({name: getattr(model, name) for name in HEARING})
 
 
 def _once(work: Path, name: str, module: nn.Module, train: Callable[[], None]) -> None:
@@ -235,6 +252,14 @@ def _together(
           lambda: train_language(model, processor, recipe.work, schedule, together=True))  # fmt: skip
 
 
+def _hearing(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    schedule = recipe.schedule(recipe.hearing_steps, 6e-4, 24)
+    _once(recipe.work, "hearing", _hears(model), lambda: train_hearing(
+        model, processor, recipe.work, schedule, num_spoken=recipe.utterances))  # fmt: skip
+
+
 def _save(
     recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
 ) -> None:
@@ -253,6 +278,7 @@ _RUN = {
     "regions": _regions,
     "language": _language,
     "together": _together,
+    "hearing": _hearing,
     "save": _save,
 }
 

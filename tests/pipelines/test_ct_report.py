@@ -172,12 +172,12 @@ def test_an_omission_without_words_is_not_lost(volume: Volume):
 def test_a_sentence_that_the_model_only_repeats_is_no_suggestion(volume: Volume):
     sentence = "There is a left nodule."
     backend = FakeBackend(
-        answers={sentence: f"direction: {sentence}"},
+        answers={sentence: f"typo: {sentence}"},
         chances={CHECK_SENTENCE.format(sentence=sentence): 0.2},
         regions=(RIGHT, LEFT),
     )
     (point,) = read(backend, volume, f"FINDINGS: {sentence}").discrepancies
-    assert (point.type, point.correction) == ("direction", None)
+    assert (point.type, point.correction) == ("typo", None)
     assert "no correction" in point.suggestion
 
 

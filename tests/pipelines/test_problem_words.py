@@ -20,8 +20,8 @@ from encoders.dicom.choice import WISHES
 from encoders.dicom.header import SeriesInfo
 from encoders.dicom.identifiers import IDENTIFIERS
 from multimodal.openai_server import NotAccepted
+from multimodal.terms import spoken_of
 from multimodal.training.world.findings import KINDS
-from pipelines.terms import spoken_of
 from pipelines.ui.guards import errors_as_help
 from pipelines.ui.problem_words import ERRORS, PROBLEMS
 from pipelines.ui.words import TABLE

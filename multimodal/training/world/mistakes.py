@@ -45,10 +45,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Faulty:
-    """A report with none to two mistakes; `left_out` are findings that no line speaks of."""
+    """A report with none to two mistakes.
+
+    Attributes:
+        lines: as the report holds them.
+        left_out: findings that no line speaks of.
+        lacking: the sentences that would.
+    """
 
     lines: tuple[Line, ...]
     left_out: tuple[NamedFinding, ...]
+    lacking: tuple[str, ...] = ()
 
     @property
     def wrong(self) -> bool:
@@ -80,7 +87,8 @@ def faulty_report(writer: Writer) -> Faulty:
                 left_out.append(lines.pop(at).about)
             elif mistake := _ALTER[kind](said[at], writer):
                 lines[at] = Line(mistake.text, mistake.about, kind == "omission", mistake)
-    return Faulty(tuple(lines.values()), tuple(left_out))
+    lacking = tuple(writer.plainly(finding) for finding in left_out)
+    return Faulty(tuple(lines.values()), tuple(left_out), lacking)
 
 
 def _insertion(writer: Writer) -> Mistake | None:

@@ -25,8 +25,10 @@ from multimodal.messages import Audio, Study, user
 from multimodal.prompts import NamedFinding, Verdict
 from multimodal.training import (
     audio_pretraining,
+    cases,
     corpus,
     evaluation,
+    hearing,
     language,
     probes,
     recipe,
@@ -63,14 +65,15 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Recipe:
     for module, name, value in (
         (corpus, "HELD_OUT", 8), (recipe, "HELD_OUT", 8), (recipe, "NUM_DRAWN", 6),
         (recipe, "NUM_CALIBRATED", 2),
-        (audio_pretraining, "NUM_HELD_OUT", 6), (language, "NUM_HELD_OUT", 6),
-        (probes, "LONG_SHAPE", (20, 64, 64)), (evaluation, "COARSER", 6.0),
+        (audio_pretraining, "NUM_HELD_OUT", 6), (language, "NUM_HELD_OUT", 6), (hearing, "NUM_HELD_OUT", 6),
+        (probes, "LONG_SHAPE", (20, 64, 64)), (cases, "COARSER", 6.0),
         (evaluation, "LEVELS", (0.0, 0.5)), (probes, "NUM_CONTROLS", 1),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     return recipe.Recipe(
         work=tmp_path / "work", out=tmp_path / "out", studies=20, crowd=12, utterances=40, coarser=6.0,
         vision_steps=2, audio_steps=2, region_steps=2, language_steps=4, together_steps=2,
+        hearing_steps=2,
         num_workers=2,
     )  # fmt: skip
 
@@ -85,7 +88,7 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
 
     The stages run one after the other in runs of their own, as on a machine that is lent.
     """
-    for stages in ("corpus,speech", "vision", "audio,regions", "language,together", "save"):
+    for stages in ("corpus,speech", "vision", "audio,regions", "language,together", "hearing,save"):
         recipe.run(replace(small, stages=stages))
     assert not list(small.work.glob("*.new"))
     backend = load_backend(small.out)
@@ -144,6 +147,7 @@ def _goes_on(small: recipe.Recipe) -> None:
     again = replace(
         small, parent=str(small.out), out=small.out.parent / "again", work=small.work / "again",
         vision_steps=0, audio_steps=0, region_steps=0, language_steps=0, together_steps=0,
+        hearing_steps=0,
     )  # fmt: skip
     recipe.run(again)
     first, second = (load_file(r.out / "model.safetensors") for r in (small, again))

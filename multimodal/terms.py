@@ -7,7 +7,11 @@ no model and no study.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from multimodal.prompts import Side
+
+Mention = tuple[str, Side | None]
 
 # the narrower words first: what they take of a sentence is not there for the wider ones behind them
 _WORDS = {
@@ -23,13 +27,13 @@ _WORDS = {
     "vertebral lesion": r"\bvertebra|\bbone lesion|椎体",
     "cardiomegaly": r"\bcardiomegaly|\bheart (is|size)|\benlarged heart|\bcardiac (silhouette|enlarge)"
     r"|心影|心脏(增大|大小)",
-    "aortic aneurysm": r"\baneurysm|\baorta is (not )?dilated|动脉瘤",
+    "aortic aneurysm": r"(\baort(a|ic) )?\baneurysm|\baorta is (not )?dilated|(主|腹主)?动脉瘤",
     "aortic calcification": r"\baort(a|ic)|主动脉",
     "subdural haematoma": r"\bsubdural|硬膜下",
     "intracerebral haemorrhage": r"\b(intracerebral |parenchymal )?(ha?emorrhage|bleed)|出血",
     "infarct": r"\binfarct|梗死",
     "hydrocephalus": r"\bhydrocephalus|\bventricles|脑积水|脑室",
-    "renal cyst": r"\b(renal|kidney) cyst|\bcyst\b.{0,60}\bkidney|肾.{0,6}囊肿",
+    "renal cyst": r"\b(renal|kidney) cyst|\bcyst\b.{0,60}\bkidney|肾.{0,12}囊肿",
     "kidney stone": r"\bstones?\b|\bcalcul(us|i)\b|结石",
     "liver lesion": r"\bliver|\bhepatic|肝",
     "ascites": r"\bascites|\bfree (intraperitoneal )?fluid|腹水|腹腔.{0,3}积液",
@@ -38,8 +42,13 @@ _TERMS = {name: re.compile(words) for name, words in _WORDS.items()}
 _SIDE = re.compile(r"\b(right|left)\b|(右)|(左)")
 
 
-def spoken_of(sentence: str, names: Sequence[str]) -> tuple[str, str | None] | None:
-    """The finding and side that a sentence names, None if it names none of `names`.
+def spoken_of(sentence: str, names: Sequence[str]) -> Mention | None:
+    """The first of `mentions`, None if the sentence names none of `names`."""
+    return next(mentions(sentence, names), None)
+
+
+def mentions(sentence: str, names: Sequence[str]) -> Iterator[Mention]:
+    """The findings and sides that a sentence names, of those in `names`.
 
     The side is the one that stands nearest to the finding, both counted in letters.
     """
@@ -50,13 +59,12 @@ def spoken_of(sentence: str, names: Sequence[str]) -> tuple[str, str | None] | N
         if found is None:
             continue
         if name in names:
-            return name, _nearest_side(words, *found.span())
+            yield name, _nearest_side(words, *found.span())
         words = term.sub(lambda m: " " * len(m[0]), words)
-    return None
 
 
-def _nearest_side(words: str, start: int, stop: int) -> str | None:
-    sides = [
+def _nearest_side(words: str, start: int, stop: int) -> Side | None:
+    sides: list[tuple[int, Side]] = [
         (min(abs(m.start() - stop), abs(start - m.end())), "right" if m[1] == "right" or m[2] else "left")
         for m in _SIDE.finditer(words)
     ]  # fmt: skip

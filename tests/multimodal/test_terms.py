@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from multimodal.prompts import Side
+from multimodal.terms import mentions, spoken_of
 from multimodal.training.world.findings import KINDS, Shown, keys_of
 from multimodal.training.world.phantom import FINDINGS
 from multimodal.training.world.reports import Sentence
 from multimodal.training.world.wording import Language
-from pipelines.terms import spoken_of
 
 NAMES = [name for name, _ in FINDINGS]
 
@@ -25,7 +25,7 @@ def test_every_wording_of_the_generated_world_is_understood(
         about = Shown(name, side, 14.0, place)
         for style in range(8):
             text = Sentence(about, denied, (style, False), language, rich=True).text
-            assert spoken_of(text, everything) == (name, side), text
+            assert list(mentions(text, everything)) == [(name, side)], text
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,11 @@ def test_every_wording_of_the_generated_world_is_understood(
 )
 def test_other_wordings_name_the_finding_or_nothing(sentence: str, expected: tuple | None) -> None:
     assert spoken_of(sentence, NAMES) == expected
+
+
+def test_every_finding_of_a_sentence_is_mentioned_with_its_side() -> None:
+    found = list(mentions("Right nodule, left pleural effusion.", NAMES))
+    assert set(found) == {("nodule", "right"), ("pleural effusion", "left")}
 
 
 def test_only_findings_the_model_knows_are_named() -> None:

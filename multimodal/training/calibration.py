@@ -1,0 +1,187 @@
+"""Fitted on studies kept for it: what makes stated probabilities come true.
+
+Temperature and offset of every kind of question, and the weights of what is said of a sentence and
+what is seen (`multimodal.review`). Both are written into the checkpoint's configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from multimodal import prompts
+from multimodal.local import LocalBackend
+from multimodal.review import (
+    VERDICTS,
+    Key,
+    ReviewWeights,
+    log_odds,
+    seen_of,
+    surest_unspoken,
+)
+from multimodal.training.cases import (
+    CALIBRATION_SEED,
+    OMISSION,
+    PRESENCE,
+    Case,
+    Talk,
+    make_case,
+    world_of,
+)
+from multimodal.training.measures import fit_calibration
+from multimodal.training.reviews import Heeded, heed
+from multimodal.training.world.reports import all_keys
+
+Fitted = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a checkpoint answered about one kept study, as its scores are.
+
+    Attributes:
+        choices: (choices, their probabilities, the right one's number) of every question.
+        presence: probability of every finding.
+        lines: what was answered about every sentence of a faulty report.
+        right: their true verdicts.
+        kept: the report's sentences as they should be.
+        omission: probability that these leave something out.
+        left_out: whether they do.
+    """
+
+    choices: list[tuple[tuple[str, ...], list[float], int]]
+    presence: dict[Key, float]
+    lines: list[Heeded]
+    right: list[str]
+    kept: list[str]
+    omission: float
+    left_out: bool
+
+
+def calibrate(model: Path, num_studies: int) -> None:
+    """Fit both on studies kept for it and write them into the configuration."""
+    from tqdm import tqdm
+
+    backend = LocalBackend.from_pretrained(model, device="cpu")
+    backend.model.config.choice_calibration = None  # as the scores are
+    world = world_of(backend.model.config)
+    answers = []
+    for seed in tqdm(range(num_studies), desc="calibrate", mininterval=10):
+        case = make_case(world, seed, CALIBRATION_SEED)
+        answers.append(_ask(Talk(backend, case), case))
+    backend.close()
+    fitted = _fit_choices(answers)
+    file = model / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["choice_calibration"] = fitted
+    config["review_weights"] = asdict(fit_review(answers, fitted))
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _ask(talk: Talk, case: Case) -> Answers:
+    present = {(f.name, f.side) for f in case.truth}
+    presence = {
+        key: answer.choices["yes"]
+        for key, answer in talk.presence(all_keys(case.vocabulary)).items()
+    }
+    choices: list[tuple[tuple[str, ...], list[float], int]] = [
+        (PRESENCE, [chance, 1 - chance], int(key not in present))
+        for key, chance in presence.items()
+    ]
+    for known, task in ((VERDICTS, "check"), (OMISSION, "omission")):
+        asked = [q for q in case.questions if q.task == task]
+        told = talk.ask_all([q.question for q in asked], known)
+        for question, answer in zip(asked, told, strict=True):
+            label = question.label if question.label in known else known[0]
+            choices.append((known, [answer.choices[c] for c in known], known.index(label)))
+    report, names = case.report, [name for name, _ in case.vocabulary.findings]
+    kept = [line.mistake.verdict.correction if line.mistake else line.text for line in report.lines]
+    said = [text for text in kept if text is not None]
+    whole = prompts.FIND_OMISSION.format(report=" ".join(said))
+    return Answers(
+        choices, presence, heed([line.text for line in report.lines], talk, names),
+        [line.mistake.verdict.error or "" if line.mistake else prompts.AGREES
+         for line in report.lines],
+        said, talk.ask(whole, OMISSION).choices["omission"], bool(report.left_out),
+    )  # fmt: skip
+
+
+def _fit_choices(answers: Sequence[Answers]) -> Fitted:
+    fitted = {}
+    for known in (PRESENCE, VERDICTS, OMISSION):
+        rows = [
+            (chances, right) for a in answers for of, chances, right in a.choices if of == known
+        ]
+        if rows:
+            logs = np.log(np.maximum([chances for chances, _ in rows], 1e-12))
+            # findings are rare in a study and were asked for evenly in training
+            fitted[known[0]] = fit_calibration(
+                logs, [right for _, right in rows], offset=known is PRESENCE
+            )
+    return fitted
+
+
+def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
+    """The weights of least cross-entropy on whole reports; without any, those of the words alone."""
+    said, seen, right, doubts, missing = [], [], [], [], []
+    for answer in answers:
+        presence = {
+            key: calibrated({"yes": p, "no": 1 - p}, fitted)["yes"]
+            for key, p in answer.presence.items()
+        }
+        for line, verdict in zip(answer.lines, answer.right, strict=True):
+            chances = calibrated(line.said, fitted)
+            seeing = seen_of(chances, line.claim, presence, line.measured_mm)
+            said.append([chances[kind] for kind in VERDICTS])
+            seen.append([seeing[kind] for kind in VERDICTS])
+            right.append(VERDICTS.index(verdict))
+        unspoken = surest_unspoken(presence, answer.kept, sorted({n for n, _ in presence}))
+        words = calibrated({OMISSION[0]: 1 - answer.omission, OMISSION[1]: answer.omission}, fitted)
+        doubts.append([log_odds(words["omission"]), log_odds(unspoken[1] if unspoken else 0.0)])
+        missing.append(answer.left_out)
+    verdicts = _fit_verdicts(np.log(np.maximum(said, 1e-8)), np.log(np.maximum(seen, 1e-8)), right)
+    left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
+    added = dict(zip(VERDICTS[1:], verdicts[2:], strict=True))
+    return ReviewWeights(verdicts[0], verdicts[1], added, left_out)
+
+
+def calibrated(chances: Mapping[str, float], fitted: Fitted) -> dict[str, float]:
+    """What a checkpoint with this calibration states where its scores say `chances`."""
+    first = next(iter(chances))
+    temperature, offset = fitted.get(first, (1.0, 0.0))
+    scores = np.log(np.maximum(list(chances.values()), 1e-12)) / temperature
+    scores[0] += offset
+    shares = np.exp(scores - scores.max())
+    return dict(zip(chances, (shares / shares.sum()).tolist(), strict=True))
+
+
+def _fit_verdicts(said: np.ndarray, seen: np.ndarray, right: Sequence[int]) -> list[float]:
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
+
+    rows = np.arange(len(right))
+
+    def loss(weights: np.ndarray) -> float:
+        scores = weights[0] * said + weights[1] * seen
+        scores[:, 1:] += weights[2:]
+        lost = logsumexp(scores, 1) - scores[rows, list(right)]
+        return float(lost.mean() + 1e-3 * (weights[2:] ** 2).sum())  # some mistakes are rare
+
+    start = np.r_[1.0, 0.0, np.zeros(len(VERDICTS) - 1)]
+    return [float(weight) for weight in minimize(loss, start).x]
+
+
+def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:
+    from scipy.optimize import minimize
+
+    def loss(weights: np.ndarray) -> float:
+        scores = doubts @ weights[:2] + weights[2]
+        lost = np.logaddexp(0, scores) - missing * scores
+        return float(lost.mean() + 1e-3 * (weights**2).sum())
+
+    said, seen, added = minimize(loss, np.array([1.0, 0.0, 0.0])).x
+    return float(said), float(seen), float(added)

@@ -1,0 +1,108 @@
+"""Unseen studies to measure on, and ways to ask a checkpoint about them.
+
+Every study is drawn from its own seed, written as DICOM and read back like any other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from encoders.dicom import Volume, load_volume, write_ct_series
+from multimodal import prompts
+from multimodal.backends import Finished, GenerateOptions, Token, collect
+from multimodal.configuration import MultimodalConfig
+from multimodal.local import LocalBackend
+from multimodal.messages import Study, user
+from multimodal.prompts import NamedFinding
+from multimodal.review import Key
+from multimodal.training.world.dialogues import Dialogue, ask
+from multimodal.training.world.mistakes import Faulty, faulty_report
+from multimodal.training.world.reports import Vocabulary, Writer
+from multimodal.training.world.worlds import WORLDS, World
+
+FIRST_SEED = 500_000  # far beyond every corpus
+CALIBRATION_SEED = 400_000  # other studies still: nothing is fitted on what is measured
+OMISSION = (prompts.NOTHING_OMITTED, "omission")
+PRESENCE = ("yes", "no")
+COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
+
+
+@dataclass(frozen=True)
+class Case:
+    """An unseen study, read back from DICOM, with its truth, questions and a faulty report.
+
+    `masks` lie in the volume's own order.
+    """
+
+    volume: Volume
+    masks: dict[tuple[str, str], np.ndarray]
+    truth: list[NamedFinding]
+    vocabulary: Vocabulary
+    questions: tuple[Dialogue, ...]
+    report: Faulty
+
+
+def world_of(config: MultimodalConfig) -> World:
+    """The world whose findings a checkpoint knows."""
+    return next(w for w in WORLDS.values() if list(w.findings) == list(config.findings or ()))
+
+
+def make_case(world: World, seed: int, first: int = FIRST_SEED) -> Case:
+    """Study `seed`: drawn, written as DICOM CT, read back; its questions drawn from the same seed."""
+    rng = np.random.default_rng((first, seed))
+    drawn = world.draw(rng, COARSER, False)
+    voxels, affine = drawn.rendered.voxels, drawn.rendered.affine
+    position = "HFS"
+    if drawn.scan is not None:
+        voxels, affine = drawn.scan.stored(voxels)
+        position = drawn.scan.position
+    with tempfile.TemporaryDirectory(prefix="crossread-") as folder:
+        write_ct_series(voxels, affine, Path(folder), patient_position=position)
+        volume = load_volume(Path(folder))
+    turned = bool(np.dot(volume.grid[:3, 0], affine[:3, 0]) < 0)
+    masks = {}
+    for (name, side), mask in drawn.rendered.masks.items():
+        lying = mask if drawn.scan is None else drawn.scan.stored(mask)[0]
+        masks[name, str(side)] = lying[::-1] if turned else lying
+    tasks = ("size", "side", *("check",) * 5, "omission")
+    asked = (ask(task, drawn.truth, rng, drawn.vocabulary) for task in tasks)
+    report = faulty_report(Writer(drawn.truth, rng, drawn.vocabulary))
+    questions = tuple(q for q in asked if q is not None)
+    return Case(volume, masks, drawn.truth, drawn.vocabulary, questions, report)
+
+
+def blanked(case: Case) -> Case:
+    """The same study with air where the images were."""
+    air = np.full_like(case.volume.voxels, -1000)
+    return replace(case, volume=replace(case.volume, voxels=air))
+
+
+class Talk:
+    """Ways to ask about one study."""
+
+    def __init__(self, backend: LocalBackend, case: Case) -> None:
+        self._backend, self._study = backend, Study(case.volume)
+
+    def ask(self, prompt: str, choices: tuple[str, ...] = (), ground: bool = False) -> Finished:
+        """One question."""
+        return collect(self._begin(prompt, choices, ground))
+
+    def ask_all(self, prompts: Sequence[str], choices: tuple[str, ...] = ()) -> list[Finished]:
+        """Questions that share the engine's steps."""
+        return [collect(answer) for answer in [self._begin(p, choices) for p in prompts]]
+
+    def _begin(
+        self, prompt: str, choices: tuple[str, ...], ground: bool = False
+    ) -> Iterator[Token | Finished]:
+        options = GenerateOptions(max_new_tokens=96, choices=choices, ground=ground)
+        return self._backend.generate([user(self._study, prompt)], options)
+
+    def presence(self, keys: Sequence[Key]) -> dict[Key, Finished]:
+        """Every finding asked for by itself."""
+        asked = [prompts.ask_presence(*key) for key in keys]
+        return dict(zip(keys, self.ask_all(asked, PRESENCE), strict=True))

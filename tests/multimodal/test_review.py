@@ -1,0 +1,176 @@
+"""What is said of a sentence and what is seen of the study, weighed into one verdict; corrections."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multimodal.prompts import AGREES, NamedFinding
+from multimodal.review import (
+    VERDICTS,
+    ReviewWeights,
+    claim_of,
+    is_denial,
+    lacking,
+    left_out,
+    mended,
+    surest_unspoken,
+    weigh,
+)
+
+NAMES = ["nodule", "pleural effusion", "cardiomegaly", "aortic aneurysm", "kidney stone"]
+WORDS_ALONE = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
+BOTH = ReviewWeights(1.0, 1.0, {}, (1.0, 1.0, 0.0))
+RIGHT, LEFT = ("nodule", "right"), ("nodule", "left")
+NODULE = NamedFinding("nodule", "right", 14.0)
+
+
+def said(**chances: float) -> dict[str, float]:
+    """Verdicts with these probabilities, what is left shared by the others."""
+    rest = (1 - sum(chances.values())) / (len(VERDICTS) - len(chances))
+    return {kind: chances.get(kind, rest) for kind in VERDICTS}
+
+
+# a sentence that states a finding: of which "omission" is no possible mistake
+UNSURE = said(omission=1e-4)
+DENIAL = said(agrees=0.5, omission=0.4)
+
+_shares = st.lists(st.floats(1e-6, 1.0), min_size=7, max_size=7)
+_chance = st.floats(0.0, 1.0)
+
+
+@given(_shares)
+def test_without_weight_of_what_is_seen_the_words_alone_decide(shares: list[float]) -> None:
+    stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
+    found = weigh(stated, NODULE, {RIGHT: 0.0, LEFT: 1.0}, measured_mm=40.0, weights=WORDS_ALONE)
+    assert found == pytest.approx(stated, rel=1e-6)
+
+
+@given(_shares, _chance, _chance, st.none() | st.floats(1.0, 100.0))
+def test_verdicts_are_probabilities_whatever_is_seen(
+    shares: list[float], right: float, left: float, measured: float | None
+) -> None:
+    stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
+    for claim in (None, NODULE, NamedFinding("nodule"), NamedFinding("mass", "left", 9.0)):
+        found = weigh(stated, claim, {RIGHT: right, LEFT: left}, measured_mm=measured, weights=BOTH)
+        assert sum(found.values()) == pytest.approx(1.0)
+        assert all(0.0 <= chance <= 1.0 for chance in found.values())
+
+
+@pytest.mark.parametrize(
+    ("right", "left", "measured", "verdict"),
+    [(0.99, 0.01, 14.0, AGREES), (0.01, 0.99, 14.0, "direction"), (0.01, 0.01, None, "insertion"),
+     (0.99, 0.01, 30.0, "size"), (0.99, 0.01, None, AGREES), (0.99, 0.99, 15.0, AGREES)],
+)  # fmt: skip
+def test_what_is_seen_decides_where_the_words_do_not(
+    right: float, left: float, measured: float | None, verdict: str
+) -> None:
+    found = weigh(UNSURE, NODULE, {RIGHT: right, LEFT: left}, measured_mm=measured, weights=BOTH)
+    assert max(found, key=found.__getitem__) == verdict
+
+
+@pytest.mark.parametrize(
+    ("side", "verdict"), [("right", AGREES), (None, "omission"), ("left", "omission")]
+)
+def test_a_denial_is_wrong_where_a_side_that_it_denies_shows_the_finding(
+    side: str | None, verdict: str
+) -> None:
+    assert is_denial(DENIAL)
+    found = weigh(
+        DENIAL,
+        NamedFinding("nodule", side),
+        {RIGHT: 0.02, LEFT: 0.98},
+        measured_mm=None,
+        weights=BOTH,
+    )  # type: ignore[arg-type]
+    assert max(found, key=found.__getitem__) == verdict
+
+
+def test_a_product_of_both_opinions_is_what_weights_of_one_give() -> None:
+    """Bayes: p(verdict) is proportional to what is said times how likely what is seen is under it."""
+    stated = said(agrees=0.3, insertion=0.5, omission=1e-4)
+    found = weigh(stated, NODULE, {RIGHT: 0.8, LEFT: 0.1}, measured_mm=None, weights=BOTH)
+    odds = (0.3 * 0.8 * (1 - 1e-4)) / (0.5 * 0.2 * 0.9)
+    assert found[AGREES] / found["insertion"] == pytest.approx(odds)
+
+
+def test_what_is_added_makes_a_verdict_rarer() -> None:
+    rare = ReviewWeights(1.0, 0.0, {"insertion": -math.log(4)}, (1, 0, 0))
+    found = weigh(said(agrees=0.4, insertion=0.4), None, {}, measured_mm=None, weights=rare)
+    assert found["insertion"] / found[AGREES] == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "claim"),
+    [("A 1.4 cm nodule in the right lung.", NODULE),
+     ("右肺结节，大小约14毫米。", NODULE),
+     ("No pleural effusion.", NamedFinding("pleural effusion")),
+     ("Nodule of 8 x 14 mm on the right.", NODULE),
+     ("The right nodule grew from 8 mm to 14 mm.", NamedFinding("nodule", "right")),
+     ("Right nodule, left pleural effusion.", None), ("Nothing else.", None)],
+)  # fmt: skip
+def test_a_sentence_claims_one_finding_or_nothing_to_be_weighed(
+    sentence: str, claim: NamedFinding | None
+) -> None:
+    assert claim_of(sentence, NAMES) == claim
+
+
+def test_the_surest_finding_of_which_nobody_speaks() -> None:
+    presence = {RIGHT: 0.7, LEFT: 0.9, ("cardiomegaly", None): 0.4}
+    report = ["There is a left nodule.", "Heart size is normal."]
+    assert surest_unspoken(presence, report, NAMES) == (RIGHT, 0.7)
+    assert surest_unspoken(presence, ["Nodules in both lungs."], NAMES) == (
+        ("cardiomegaly", None),
+        0.4,
+    )
+    listed = ["Right nodule, left nodule and cardiomegaly."]
+    assert surest_unspoken(presence, ["Cardiomegaly with nodules."], NAMES) is None
+    assert surest_unspoken({("cardiomegaly", None): 0.9}, listed, NAMES) is None
+
+
+def test_left_out_by_both_opinions() -> None:
+    assert left_out(0.8, 0.5, BOTH) == pytest.approx(0.8)
+    assert left_out(0.8, 0.2, BOTH) == pytest.approx(0.5)
+    assert left_out(0.5, 0.0, BOTH) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind", "measured", "written", "right"),
+    [("Left lung nodule of 14 mm.", "direction", None, None, "Right lung nodule of 14 mm."),
+     ("Left lung nodule of 14 mm.", "direction", None, "Right lung nodule of 9 mm.", "Right lung nodule of 14 mm."),
+     ("左肺见14 mm结节。", "direction", None, None, "右肺见14 mm结节。"),
+     ("The right lung is clear, left nodule.", "direction", None, None, None),
+     ("A nodule of 14 cm.", "unit", None, "A nodule of 9 mm.", "A nodule of 14 mm."),
+     ("右肺见1.2 mm结节。", "unit", None, None, "右肺见1.2 cm结节。"),
+     ("A nodule of 14 mm.", "size", 31.0, None, "A nodule of 31 mm."),
+     ("A nodule of 1.4 cm.", "size", 31.0, "A mass of 2 cm.", "A nodule of 3.1 cm."),
+     ("A nodule of 14 x 9 mm.", "size", 31.0, "A nodule of 31 mm.", "A nodule of 31 mm."),
+     ("Grew from 8 mm to 14 mm.", "size", 31.0, None, None),
+     ("A nodlue of 14 mm in the upper lobe.", "typo", None, "A nodule of 9 mm in the lower lobe.",
+      "A nodule of 14 mm in the upper lobe."),
+     ("右肺可见一结结节。", "typo", None, "右肺可见一结节。", "右肺可见一结节。"),
+     ("A nodule.", "typo", None, "There is a large pleural effusion on the left.", None),
+     ("A pneumo thorax on the left.", "typo", None, "A pneumothorax on the left.", "A pneumothorax on the left."),
+     ("There is a mass.", "insertion", None, "Anything.", None),
+     ("No nodule.", "omission", None, "There is a right nodule.", "There is a right nodule."),
+     ("A nodule.", "size", 9.0, "A nodule.", None)],
+)  # fmt: skip
+def test_a_correction_changes_only_what_is_wrong(
+    sentence: str, kind: str, measured: float | None, written: str | None, right: str | None
+) -> None:
+    assert mended(sentence, kind, measured, written) == right
+
+
+def test_a_lacking_sentence_is_the_models_own_if_it_speaks_of_that_finding() -> None:
+    assert lacking(RIGHT, "There is a 9 mm nodule in the right lung.").startswith("There is a 9 mm")  # type: ignore[arg-type]
+    assert lacking(RIGHT, "There is a left nodule.") == "Right nodule."  # type: ignore[arg-type]
+    assert lacking(("cardiomegaly", None), None) == "Cardiomegaly."
+
+
+def test_weights_are_read_as_a_checkpoint_holds_them() -> None:
+    held = {"said": 1.1, "seen": 0.3, "verdicts": {"size": -1.0}, "left_out": [0.7, 0.6, -2.0]}
+    assert ReviewWeights.read(held) == ReviewWeights(1.1, 0.3, {"size": -1.0}, (0.7, 0.6, -2.0))
+    assert ReviewWeights.read(None) is None

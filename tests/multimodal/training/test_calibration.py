@@ -1,0 +1,54 @@
+"""Weights of what is said and seen, found again from outcomes that were drawn with known ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from multimodal.prompts import NamedFinding
+from multimodal.review import VERDICTS, ReviewWeights, left_out, log_odds, weigh
+from multimodal.training.calibration import Answers, calibrated, fit_review
+from multimodal.training.cases import OMISSION
+from multimodal.training.reviews import Heeded
+
+RIGHT, LEFT = ("nodule", "right"), ("nodule", "left")
+TRUE_SAID, TRUE_SEEN, RARER = 0.8, 0.4, -1.5
+
+
+def _answers(count: int) -> list[Answers]:
+    """Sentences about a right nodule; verdicts drawn from said^0.8 seen^0.4, all mistakes rarer."""
+    rng = np.random.default_rng(0)
+    true = ReviewWeights(TRUE_SAID, TRUE_SEEN, dict.fromkeys(VERDICTS[1:], RARER), (0.7, 0.5, -1.0))
+    claim, answers = NamedFinding("nodule", "right"), []
+    for _ in range(count):
+        shares = rng.dirichlet([1.5, 1e-3, 0.8, 0.8, 0.4, 0.2, 0.2])
+        said = dict(zip(VERDICTS, np.maximum(shares, 1e-7).tolist(), strict=True))
+        presence = {RIGHT: rng.random(), LEFT: rng.random()}
+        verdicts = weigh(said, claim, presence, measured_mm=None, weights=true)
+        right = str(rng.choice(list(verdicts), p=list(verdicts.values())))
+        omission, told = rng.random(), ["There is a right nodule."]
+        missing = rng.random() < left_out(omission, presence[LEFT], true)
+        answers.append(
+            Answers([], presence, [Heeded(said, claim, None)], [right], told, omission, missing)
+        )
+    return answers
+
+
+def test_the_weights_that_drew_the_verdicts_are_found_again() -> None:
+    found = fit_review(_answers(3000), {})
+    assert found.said == pytest.approx(TRUE_SAID, abs=0.1)
+    assert found.seen == pytest.approx(TRUE_SEEN, abs=0.1)
+    assert found.verdicts["insertion"] == pytest.approx(RARER, abs=0.25)
+    assert found.left_out == pytest.approx((0.7, 0.5, -1.0), abs=0.15)
+
+
+def test_probabilities_are_calibrated_as_a_checkpoint_states_them() -> None:
+    """Scores divided by the temperature, the first raised by the offset: a shift of log odds."""
+    stated = calibrated({"yes": 0.8, "no": 0.2}, {"yes": (2.0, -1.0)})
+    assert log_odds(stated["yes"]) == pytest.approx(log_odds(0.8) / 2 - 1)
+    assert calibrated({"yes": 0.8, "no": 0.2}, {}) == pytest.approx({"yes": 0.8, "no": 0.2})
+    words = calibrated({OMISSION[0]: 0.9, OMISSION[1]: 0.1}, {OMISSION[0]: (0.5, 0.0)})
+    assert words[OMISSION[1]] == pytest.approx(0.01 / 0.82)
+    assert math.isclose(sum(words.values()), 1.0)

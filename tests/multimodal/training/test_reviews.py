@@ -1,0 +1,117 @@
+"""A whole report as the card counts it: every planted mistake once, found or not, mended or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multimodal import prompts
+from multimodal.prompts import NamedFinding, Verdict
+from multimodal.review import VERDICTS, ReviewWeights
+from multimodal.training.reviews import judge_report
+from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
+from multimodal.training.world.reports import Writer
+from multimodal.training.world.worlds import WORLDS
+
+WEIGHTS = ReviewWeights(1.0, 0.3, {}, (0.7, 0.7, 0.0))
+NODULE, EFFUSION = ("nodule", "right"), ("pleural effusion", "left")
+
+
+class Oracle:
+    """Knows the truth of a report and answers as a perfect model would, or doubts everything."""
+
+    def __init__(self, report: Faulty, sure: float, truth: Sequence[NamedFinding] = ()) -> None:
+        self.sure, self.truth = sure, truth
+        self.right = {
+            line.text: line.mistake.verdict if line.mistake else Verdict(None)
+            for line in report.lines
+        }
+        self.report = report
+
+    def ask_all(self, asked: Sequence[str], choices: tuple[str, ...] = ()) -> list[Any]:
+        return [self.ask(prompt, choices) for prompt in asked]
+
+    def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
+        if prompt.startswith(prompts.FIND_OMISSION.partition("{")[0]):
+            out = bool(self.report.left_out)
+            answer = f"omission: {self.report.lacking[0]}" if out else "nothing"
+            return self._said(answer, prompts.NOTHING_OMITTED, "omission", out, choices)
+        if prompt.startswith("How large"):
+            sized = {prompts.ask_size(f.name, f.side): f.size_mm for f in self.truth}
+            return SimpleNamespace(text=f"{sized.get(prompt) or 14.0:.0f} mm", choices={})
+        sentence = prompt.removeprefix(prompts.CHECK_SENTENCE.format(sentence=""))
+        verdict = self.right[sentence]
+        return self._said(
+            prompts.format_verdict(verdict), prompts.AGREES, str(verdict.error),
+            verdict.error is not None, choices,
+        )  # fmt: skip
+
+    def _said(
+        self, text: str, right: str, wrong: str, is_wrong: bool, choices: tuple[str, ...]
+    ) -> Any:
+        likely = wrong if is_wrong else right
+        rest = (1 - self.sure) / max(len(choices) - 1, 1)
+        return SimpleNamespace(
+            text=text, choices={c: self.sure if c == likely else rest for c in choices}
+        )
+
+
+def _presence(truth: Sequence[NamedFinding], findings: Any) -> dict[Any, float]:
+    there = {(f.name, f.side) for f in truth}
+    keys = [(n, s) for n, sided in findings for s in (("right", "left") if sided else (None,))]
+    return {key: 0.999 if key in there else 0.001 for key in keys}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_model_that_knows_all_finds_and_mends_every_mistake(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, vocabulary = WORLDS["body"].truth(rng)
+    report = faulty_report(Writer(truth, rng, vocabulary))
+    found = judge_report(
+        report, Oracle(report, 0.999, truth), _presence(truth, vocabulary.findings), None  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert found.said == found.true
+    assert found.wrong == report.wrong == bool(found.true)
+    assert all(exact for _, exact in found.mended)
+    assert len(found.stated) == len(report.lines) + 1
+
+
+def _planted() -> Faulty:
+    """A nodule said to be left is right; an effusion that is there is not spoken of."""
+    said, meant = (
+        "There is a 14 mm nodule in the left lung.",
+        "There is a 14 mm nodule in the right lung.",
+    )
+    mistake = Mistake(said, Verdict("direction", meant), NamedFinding("nodule", "left", 14.0))
+    line = Line(said, mistake.about, mistake=mistake)
+    missing = NamedFinding(*EFFUSION)  # type: ignore[arg-type]
+    return Faulty((line,), (missing,), ("There is a left pleural effusion.",))
+
+
+def test_what_is_seen_finds_what_the_words_leave_open() -> None:
+    report = _planted()
+    seen = {
+        NODULE: 0.99,
+        ("nodule", "left"): 0.01,
+        EFFUSION: 0.98,
+        ("pleural effusion", "right"): 0.01,
+    }
+    undecided = Oracle(report, 1 / len(VERDICTS))
+    found = judge_report(report, undecided, seen, ReviewWeights(1.0, 1.0, {}, (0.0, 1.0, 0.0)))  # type: ignore[arg-type]
+    assert found.said == {("direction", 0), ("omission", -1)}
+    assert set(found.mended) == {("direction", True), ("omission", True)}
+    nothing = dict.fromkeys(seen, 0.5)
+    blind = judge_report(report, undecided, nothing, WEIGHTS)  # type: ignore[arg-type]
+    assert ("direction", 0) not in blind.said
+
+
+def test_a_mistake_that_is_not_found_is_not_mended() -> None:
+    report = _planted()
+    wrong = Oracle(Faulty((Line(report.lines[0].text, report.lines[0].about),), ()), 0.99)
+    found = judge_report(report, wrong, {NODULE: 0.9}, None)  # type: ignore[arg-type]
+    assert found.said == frozenset()
+    assert found.mended == (("direction", False), ("omission", False))
