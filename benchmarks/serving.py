@@ -31,12 +31,13 @@ from benchmarks.serving_openvino import openvino_continuous
 from benchmarks.sparse import machine
 from multimodal.backends import GenerateOptions
 from multimodal.engine.engine import Engine
+from multimodal.engine.packing import PackedLinear
 from multimodal.engine.runner import PackedRunner
 from multimodal.engine.scheduler import Limits
 from multimodal.engine.sequence import Ended, Outcome, Picked, Sequence
 from multimodal.engine.tuning import Tuner
 
-SLOTS, CHUNK = 32, 128
+SLOTS, CHUNK = 100, 128  # a slot for each of the burst, as OpenVINO has them
 Scheme = Callable[[Any, list["Job"]], None]
 
 
@@ -438,7 +439,7 @@ def _floor(model: Any, jobs: list[Job]) -> dict[str, float]:
         layers = [
             m
             for m in server.engine.runner.model.model.layers.modules()  # type: ignore[attr-defined]
-            if type(m).__name__ in ("Linear", "PackedLinear")
+            if isinstance(m, torch.nn.Linear | PackedLinear)
         ]
         known: dict[int, float] = {}
         for count in sorted({-(-r // 32) * 32 for r in rows}):

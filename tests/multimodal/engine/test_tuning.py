@@ -35,15 +35,18 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 @NEEDS_ONEDNN
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_layers_multiply_as_before(bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("library", packing._LIBRARIES)
+def test_packed_layers_multiply_as_before(
+    bias: bool, dtype: torch.dtype, library: type[PackedLinear]
+) -> None:
     torch.manual_seed(0)
     dense = nn.Linear(96, 160, bias=bias).to(dtype)
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert not packing.can_pack(dense)
-        pytest.skip("this processor's oneDNN does not multiply in bfloat16")
-    packed = PackedLinear(dense)
-    for rows in (1, 3, 32, 129):
-        x = torch.randn(1, rows, 96).to(dtype)
+    if not can_pack(dense, library):
+        assert dtype == torch.bfloat16 or not torch.backends.mkl.is_available()
+        pytest.skip("this library does not multiply in this type here")
+    packed = library(dense)
+    for rows in (1, 3, 32, 129, 640):
+        x = torch.randn(rows, 1, 96).to(dtype).transpose(0, 1)
         with torch.inference_mode():
             assert torch.allclose(packed(x), dense(x), rtol=1e-2 if bias else 2e-2, atol=2e-2)
     assert packed.weight is dense.weight
@@ -76,9 +79,24 @@ def test_each_shape_is_packed_where_it_pays_for_many_rows_and_costs_one_row_litt
     monkeypatch.setattr(
         packing, "_ratio", lambda dense, packed, rows: ratios[dense.out_features, rows]
     )
+    monkeypatch.setattr(packing, "_LIBRARIES", (packing.OneDnnLinear,))
     model = nn.Sequential(*(nn.Linear(32, n) for n in (64, 96, 128, 96)))
     assert pack(model) == 1.01  # of the largest
     assert [isinstance(layer, PackedLinear) for layer in model] == [False, True, False, True]
+
+
+@NEEDS_ONEDNN
+def test_each_shape_is_packed_by_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    faster = {(64, packing.OneDnnLinear): 1.3, (64, packing.MklLinear): 1.2,
+              (96, packing.OneDnnLinear): 0.6, (96, packing.MklLinear): 1.4}  # fmt: skip
+    monkeypatch.setattr(packing, "can_pack", lambda dense, library: True)
+    monkeypatch.setattr(packing.MklLinear, "_pack", lambda self, weight: weight)
+    monkeypatch.setattr(
+        packing, "_ratio", lambda dense, packed, rows: faster[dense.out_features, type(packed)]
+    )
+    model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 96))
+    assert pack(model) == 1.4
+    assert [type(layer) for layer in model] == [packing.OneDnnLinear, packing.MklLinear]
 
 
 def test_weights_off_a_cpu_are_not_packed() -> None:
