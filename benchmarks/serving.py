@@ -37,7 +37,7 @@ from multimodal.engine.scheduler import Limits
 from multimodal.engine.sequence import Ended, Outcome, Picked, Sequence
 from multimodal.engine.tuning import Tuner
 
-SLOTS, CHUNK = 100, 128  # a slot for each of the burst, as OpenVINO has them
+SLOTS, CHUNK = 32, 128
 Scheme = Callable[[Any, list["Job"]], None]
 
 
