@@ -47,7 +47,7 @@ from multimodal.training.cases import (
     make_case,
     world_of,
 )
-from multimodal.training.measures import Asked, Scores, mean
+from multimodal.training.measures import Asked, Pointed, Scores, mean
 from multimodal.training.probes import hidden_regions, reading_time, strange_studies
 from multimodal.training.reviews import judge, judge_report
 from multimodal.training.world.dialogues import Dialogue
@@ -70,21 +70,20 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     named = {(f.name, f.side) for f in prompts.parse_findings(listed.text)}
     true = {(f.name, f.side) for f in case.truth}
     scores.listed.append((len(named & true), len(named), len(true)))
-    for region in listed.regions:
-        if (region.finding, region.side) in true:
-            on_slice, in_box = _hits(region, case)
-            scores.slices.append(on_slice)
-            scores.boxes.append(in_box)
     answers = talk.presence(all_keys(case.vocabulary))
+    presence = {key: answer.choices["yes"] for key, answer in answers.items()}
+    for region in listed.regions:
+        key = (region.finding, region.side)
+        if key in true:
+            scores.pointed.append(Pointed(presence[key] >= 0.5, *_hits(region, case)))
     for (name, side), answer in answers.items():
-        key, said = f"{side or ''} {name}".strip(), answer.text == "yes"
-        scores.presence.append(Asked(key, (name, side) in true, said, answer.choices["yes"]))
+        words, said = f"{side or ''} {name}".strip(), answer.text == "yes"
+        scores.presence.append(Asked(words, (name, side) in true, said, presence[name, side]))
     elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
     for answer in talk.presence(elsewhere).values():
         scores.elsewhere.append(answer.text == "yes")
     _mark(case.questions, talk, scores)
     scores.check += judge([q for q in case.questions if q.task == "check"], talk)
-    presence = {key: answer.choices["yes"] for key, answer in answers.items()}
     weights = ReviewWeights.read(backend.model.config.review_weights)
     scores.reports.append(judge_report(case.report, talk, presence, weights))
 

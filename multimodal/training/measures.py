@@ -55,6 +55,21 @@ class Judgement:
     mended: tuple[tuple[str, bool], ...] = ()
 
 
+@dataclass(frozen=True)
+class Pointed:
+    """The region shown of a finding that is there: whether it is claimed, and where it lies.
+
+    Attributes:
+        claimed: whether a reading would show it.
+        on_slice: whether the slice named shows the finding.
+        in_box: whether the box there lies over it.
+    """
+
+    claimed: bool
+    on_slice: bool
+    in_box: bool
+
+
 @dataclass
 class Scores:
     """Answers gathered over studies."""
@@ -67,8 +82,7 @@ class Scores:
     check: list[Judged] = field(default_factory=list)
     omission: list[tuple[bool, float, bool]] = field(default_factory=list)
     reports: list[Judgement] = field(default_factory=list)
-    slices: list[bool] = field(default_factory=list)
-    boxes: list[bool] = field(default_factory=list)
+    pointed: list[Pointed] = field(default_factory=list)
     novelty: list[float] = field(default_factory=list)  # in shares of the limit
 
     @classmethod
@@ -108,8 +122,9 @@ class Scores:
             "omission correction exact": mean(e for t, _, e in self.omission if t),
             "report AUROC": area([(r.wrong, r.sure) for r in self.reports]),
             "report correction exact": mean(e for r in self.reports for _, e in r.mended),
-            "evidence slice": mean(self.slices),
-            "evidence box": mean(self.boxes),
+            "evidence slice": mean(p.on_slice for p in self.pointed if p.claimed),
+            "evidence box": mean(p.in_box for p in self.pointed if p.claimed),
+            "evidence slice, claimed or not": mean(p.on_slice for p in self.pointed),
             "presence ECE": calibration_error([(a.true, a.probability) for a in self.presence]),
             "report ECE": calibration_error([pair for r in self.reports for pair in r.stated]),
             "check ECE": calibration_error([(j.true != prompts.AGREES, j.wrong) for j in self.check]),

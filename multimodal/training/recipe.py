@@ -63,7 +63,7 @@ STAGES = (
     "hearing",
     "save",
 )
-NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 600, 80
+NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 600, 240
 NOVELTY_SEED = 700_000  # beyond every corpus
 NEW_SHARE = 0.75  # of a tower's weights, where it goes on from a checkpoint
 SAMPLE_SEED = 900_003  # beyond every corpus; of 40 drawn, one whose reading makes a clear example

@@ -133,7 +133,7 @@ def _body(rng: np.random.Generator, coarser: float, crowded: bool) -> Drawn:
     scan = random_scan(rng, body.field_mm, body.length_mm, quiet=body.region == "head")
     if coarser > 1.0:
         scan = scan.coarser(coarser)
-    return Drawn(truth_of(body), VOCABULARIES[body.region], scanned(body, scan, rng), scan)
+    return _drawn(body, scan, rng)
 
 
 def _body_truth(rng: np.random.Generator) -> tuple[list[NamedFinding], Vocabulary]:
@@ -147,7 +147,14 @@ def _body_chest(rng: np.random.Generator, shape: Shape, keys: list[Key] | None) 
     field_mm = np.multiply(plan.shape, plan.spacing_mm)
     dz, dy, dx = (field_mm / shape).tolist()
     scan = replace(plan, shape=shape, spacing_mm=(dz, dy, dx))
-    return Drawn(truth_of(body), VOCABULARIES["chest"], scanned(body, scan, rng), scan)
+    return _drawn(body, scan, rng)
+
+
+def _drawn(body: Body, scan: Scan, rng: np.random.Generator) -> Drawn:
+    """A body scanned; what lies between two slices or beside them nobody can be asked for."""
+    rendered = scanned(body, scan, rng)
+    seen = [f for f in truth_of(body) if rendered.masks[f.name, f.side].any()]
+    return Drawn(seen, VOCABULARIES[body.region], rendered, scan)
 
 
 WORLDS: dict[str, World] = {

@@ -19,7 +19,7 @@ from multimodal.training.world.findings import (
     random_keys,
 )
 from multimodal.training.world.scan import Position, Scan, finish, random_scan
-from multimodal.training.world.worlds import random_body, scanned, truth_of
+from multimodal.training.world.worlds import WORLDS, random_body, scanned, truth_of
 
 PROFILE = PROFILES["crossread-ct"]
 
@@ -158,3 +158,15 @@ def test_crowded_bodies_are_of_every_region_alike() -> None:
     drawn = [random_body(np.random.default_rng((9, s)), crowded=True).region for s in range(300)]
     counts = [drawn.count(region) for region in REGIONS]
     assert min(counts) > 75  # 100 expected, 3 standard deviations are 24
+
+
+@pytest.mark.parametrize(
+    ("seed", "crowded", "hidden"), [(30, True, 1), (37, False, 1), (0, True, 0)]
+)
+def test_the_truth_holds_only_what_a_slice_shows(seed: int, crowded: bool, hidden: int) -> None:
+    """A stone of 7 mm may lie between two slices of 7: then there is none to be seen."""
+    rng = np.random.default_rng((77, seed))
+    drawn = WORLDS["body"].draw(rng, 3.0, crowded)
+    assert all(drawn.rendered.masks[f.name, f.side].any() for f in drawn.truth)
+    unseen = [mask for mask in drawn.rendered.masks.values() if not mask.any()]
+    assert len(unseen) == hidden

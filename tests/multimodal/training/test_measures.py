@@ -11,6 +11,7 @@ from multimodal.training.evaluation import kept
 from multimodal.training.measures import (
     Judged,
     Judgement,
+    Pointed,
     Scores,
     area,
     balanced,
@@ -104,6 +105,31 @@ def test_a_sentence_is_judged_alone_by_its_probability() -> None:
     assert scores.per_mistake()["size"]["alone"] == 0.5
     assert scores.summary()["check error type"] == 0.0
     assert scores.summary()["check balanced accuracy"] == 0.75
+
+
+def test_evidence_is_counted_of_what_a_reading_claims_and_of_all() -> None:
+    scores = Scores(listed=[(0, 0, 0)])
+    scores.pointed = [
+        Pointed(True, True, False),
+        Pointed(True, True, True),
+        Pointed(False, False, False),
+    ]
+    summary = scores.summary()
+    assert summary["evidence slice"] == 1.0
+    assert summary["evidence box"] == 0.5
+    assert summary["evidence slice, claimed or not"] == pytest.approx(2 / 3)
+
+
+def test_report_figures_are_of_stated_probabilities_and_exact_corrections() -> None:
+    """Nine of ten sentences stated at 0.2 are right, one is wrong: 0.1 off; one of two mended."""
+    stated = tuple((at == 0, 0.2) for at in range(10))
+    true = frozenset({("size", 0), ("typo", 1)})
+    scores = Scores(listed=[(0, 0, 0)])
+    scores.reports = [Judgement(True, 0.2, true, true, stated, (("size", False), ("typo", True)))]
+    summary = scores.summary()
+    assert summary["report ECE"] == pytest.approx(0.1)
+    assert summary["report correction exact"] == 0.5
+    assert scores.per_mistake()["typo"]["corrected in reports"] == 1.0
 
 
 def test_area_is_half_where_scores_say_nothing() -> None:
