@@ -40,9 +40,12 @@ def test_it_is_past_guessing_on_every_task_and_blind_without_its_images(measured
         assert seeing[name] > 0.6
         assert seeing[name] > blind[name] + 0.05
         assert seeing[name] > measured["shuffled"][name] + 0.05
-    for name in ("list F1", "side accuracy", "evidence slice", "evidence box"):
+    for name in ("list F1", "side accuracy", "evidence slice, claimed or not"):
         assert seeing[name] > blind[name] + 0.2
     assert blind["presence AUROC"] < 0.6
+    assert seeing["evidence slice"] > 0.9
+    assert seeing["evidence box"] > 0.85
+    assert seeing["report AUROC"] > 0.95
     assert seeing["dictation word error rate"] < 0.15
     assert seeing["dictation Chinese character error rate"] < 0.15
     assert seeing["claimed of another region"] < 0.02
@@ -71,6 +74,10 @@ def test_its_stated_probabilities_were_calibrated_and_its_card_tells_what_is_lef
     assert all(temperature != 1.0 for temperature, _ in config["choice_calibration"].values())
     assert measured["seeing"]["check ECE"] < 0.1
     assert measured["seeing"]["presence ECE"] < 0.03
+    assert measured["seeing"]["report ECE"] < 0.03
+    weights = config["review_weights"]
+    assert min(weights["said"], weights["seen"]) > 0  # both are heeded
+    assert all(added < 0.5 for added in weights["verdicts"].values())
 
 
 def test_at_its_default_the_gate_skips_a_third_of_decoding_and_costs_little(measured: dict) -> None:
