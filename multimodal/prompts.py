@@ -130,13 +130,9 @@ def _items(text: str) -> list[str]:
 
 
 def parse_size_mm(text: str) -> float | None:
-    """`14 mm` -> 14.0, `1.2 x 0.9 cm` -> 12.0; None where no size is stated."""
-    number = r"\d+(?:\.\d+)?"
-    match = re.search(rf"({number}(?:\s*[x×*]\s*{number})*)\s*(mm|cm|毫米|厘米)", text.lower())
-    if match is None:
-        return None
-    largest = max(map(float, re.findall(number, match[1])))
-    return largest * (10 if match[2] in ("cm", "厘米") else 1)
+    """`14 mm` -> 14.0; None where no size is stated."""
+    match = re.search(r"(\d+(?:\.\d+)?) ?(mm|cm)", text.lower())
+    return None if match is None else float(match[1]) * (10 if match[2] == "cm" else 1)
 
 
 def format_verdict(verdict: Verdict) -> str:

@@ -8,32 +8,48 @@ every other word of the report as it was. Knows no model: its answers come in as
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multimodal.prompts import AGREES, ERROR_TYPES, NamedFinding, Side, parse_size_mm
-from multimodal.terms import mentions
+from multimodal.prompts import AGREES, ERROR_TYPES, NamedFinding, Side
+from multimodal.terms import mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
 
 VERDICTS = (AGREES, *ERROR_TYPES)
+MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 _LEAST = 1e-4  # no answer is taken for more certain
 _FAR = math.log(1.4)  # sizes that differ by more are likelier wrong than measured badly
 _SPREAD = 0.15  # of the logarithm of a measured size
+_HINT = 2.0  # log odds that a sentence with such words, or without, denies
+_DENIED = re.compile(
+    r"\b(no|not|non|without|free of|normal|intact|unremarkable|clear|negative|absent|resolved)\b"
+    r"|[未无不]|没有|正常|完整"
+)
+_NUMBER = r"\d+(?:\.\d+)?"
+_UNIT = r"(?:mm|cm|毫米|厘米)"
 _MEASURE = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?)(?P<more>(?:\s*[x×*]\s*\d+(?:\.\d+)?)*)(?P<gap>\s*)(?P<unit>mm|cm|毫米|厘米)",
+    rf"(?P<number>{_NUMBER})(?P<more>(?:\s*{_UNIT}?\s*(?:[x×*]|by)\s*{_NUMBER})*)"
+    rf"(?P<gap>[\s-]*)(?P<unit>{_UNIT})(?![a-z0-9³²])",
+    re.IGNORECASE,
+)
+# from here to there, and what is no finding's width
+_NO_SIZE = re.compile(
+    r"\d\s*(?:[-–~至到]|to)\s*\d|\b(?:from|above|below|away|shift|distance|volume|thick)|距|移位|厚|体积",
     re.IGNORECASE,
 )
 _OTHER_UNIT = {"mm": "cm", "cm": "mm", "毫米": "厘米", "厘米": "毫米"}
-_SIDES = re.compile(r"\b(?:right|left)\b|[右左]", re.IGNORECASE)
+_SIDES = re.compile(r"\b(?:right|left)\b|(?<!左)右|左(?!右)", re.IGNORECASE)
 _OTHER_SIDE = {"right": "left", "left": "right", "右": "左", "左": "右"}
+_ONE_SIDED = re.compile(r"\bmiddle\b|中叶", re.IGNORECASE)  # places that the other side lacks
 _TOKEN = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|.", re.DOTALL)
-_ALIKE, _NEARLY = 0.75, 0.9  # of a word, a sentence misspelt and right, at least (difflib's ratio)
+_LETTERS = {True: 4, False: 3}  # of a word in Latin letters, or another, that may be misspelt
+_MEANT = set("右左未无不双")  # no misspelling: another meaning
 
 
 @dataclass(frozen=True)
@@ -63,22 +79,41 @@ class ReviewWeights:
 
 
 def claim_of(sentence: str, names: Sequence[str]) -> NamedFinding | None:
-    """The one finding that a sentence speaks of, be it to deny it; its size if one is stated."""
+    """The one finding that a sentence speaks of, be it to deny it; its size if one is stated.
+
+    None of a sentence about several, or about both sides together: which is right nobody was asked.
+    """
     named = list(mentions(sentence, names))
-    if len(named) != 1:  # which of several is right nobody was asked
+    if len(named) != 1 or of_both_sides(sentence):
         return None
-    measured = len(_MEASURE.findall(sentence)) == 1
-    return NamedFinding(*named[0], parse_size_mm(sentence) if measured else None)
+    return NamedFinding(*named[0], _size_said(sentence))
 
 
-def is_denial(said: Mapping[str, float]) -> bool:
-    """Whether a sentence denies a finding: its only mistake about the images is then an omission."""
-    return said["omission"] > said["insertion"] + said["direction"] + said["size"]
+def _measure_in(sentence: str) -> re.Match[str] | None:
+    """The one size of a sentence; None of several, of ranges and of distances."""
+    found = list(_MEASURE.finditer(sentence))
+    return found[0] if len(found) == 1 and not _NO_SIZE.search(sentence) else None
+
+
+def _size_said(sentence: str) -> float | None:
+    measure = _measure_in(sentence)
+    if measure is None:
+        return None
+    largest = max(map(float, re.findall(_NUMBER, measure[0])))
+    return largest * (10 if measure["unit"].lower() in ("cm", "厘米") else 1)
+
+
+def denial(sentence: str, said: Mapping[str, float]) -> float:
+    """Probability that a sentence denies a finding: its only mistake is then an omission."""
+    others = said["insertion"] + said["direction"] + said["size"]
+    hint = _HINT if _DENIED.search(sentence.lower()) else -_HINT
+    odds = math.log(max(said["omission"], _LEAST**2)) - math.log(max(others, _LEAST**2)) + hint
+    return _bounded(1 / (1 + math.exp(-odds)))
 
 
 def weigh(
     said: Mapping[str, float], claim: NamedFinding | None, presence: Presence, *,
-    measured_mm: float | None, weights: ReviewWeights,
+    denied: float, measured_mm: float | None, weights: ReviewWeights,
 ) -> dict[str, float]:  # fmt: skip
     """Probability of every verdict on a sentence.
 
@@ -86,10 +121,11 @@ def weigh(
         said: the model's own probability of every verdict.
         claim: what the sentence speaks of.
         presence: of every finding that the model knows, asked for one by one.
+        denied: probability that the sentence denies it.
         measured_mm: the size that the model states of the finding, if the sentence states one.
         weights: of the two.
     """
-    seen = seen_of(said, claim, presence, measured_mm)
+    seen = seen_of(claim, presence, denied=denied, measured_mm=measured_mm)
     scores = {
         kind: weights.said * _log(said[kind])
         + weights.seen * _log(seen[kind])
@@ -102,28 +138,27 @@ def weigh(
 
 
 def seen_of(
-    said: Mapping[str, float], claim: NamedFinding | None, presence: Presence,
-    measured_mm: float | None,
-) -> dict[str, float]:  # fmt: skip
+    claim: NamedFinding | None, presence: Presence, *, denied: float, measured_mm: float | None
+) -> dict[str, float]:
     """How likely every verdict is by the findings alone; even of what they tell nothing about."""
     seen = dict.fromkeys(VERDICTS, 0.5)
     here = keys_of(claim, presence) if claim else []
     if claim is None or not here:
         return seen
     absent = math.prod(1 - _bounded(presence[key]) for key in here)
-    if is_denial(said):
-        return seen | dict.fromkeys(("insertion", "direction", "size"), _LEAST) | {
-            AGREES: absent, "omission": 1 - absent,
-        }  # fmt: skip
     there = _LEAST
     if claim.side:
         other: Side = "left" if claim.side == "right" else "right"
         there = _bounded(presence.get((claim.name, other), 0.0))
     wrong_size = _wrong_size(claim.size_mm, measured_mm)
+    stated = 1 - denied
     return seen | {
-        AGREES: (1 - absent) * (1 - wrong_size), "size": (1 - absent) * wrong_size,
-        "direction": absent * there, "insertion": absent * (1 - there), "omission": _LEAST,
-    }  # fmt: skip
+        AGREES: denied * absent + stated * (1 - absent) * (1 - wrong_size),
+        "omission": denied * (1 - absent),
+        "size": stated * (1 - absent) * wrong_size,
+        "direction": stated * absent * there,
+        "insertion": stated * absent * (1 - there),
+    }
 
 
 def keys_of(claim: NamedFinding, presence: Presence) -> list[Key]:
@@ -139,10 +174,22 @@ def surest_unspoken(
     presence: Presence, sentences: Sequence[str], names: Sequence[str]
 ) -> tuple[Key, float] | None:
     """The finding surest to be there of those that no sentence speaks of."""
-    named = [mention for sentence in sentences for mention in mentions(sentence, names)]
-    spoken = {key for mention in named for key in keys_of(NamedFinding(*mention), presence)}
+    spoken = _spoken(presence, sentences, names)
     left = [(key, chance) for key, chance in presence.items() if key not in spoken]
     return max(left, key=lambda pair: pair[1], default=None)
+
+
+def _spoken(presence: Presence, sentences: Sequence[str], names: Sequence[str]) -> set[Key]:
+    named = [mention for sentence in sentences for mention in mentions(sentence, names)]
+    return {key for mention in named for key in keys_of(NamedFinding(*mention), presence)}
+
+
+def is_spoken(
+    presence: Presence, written: str, sentences: Sequence[str], names: Sequence[str]
+) -> bool:
+    """Whether a sentence names nothing that the others do not speak of."""
+    said = _spoken(presence, [written], names)
+    return bool(said) and said <= _spoken(presence, sentences, names)
 
 
 def left_out(said: float, unspoken: float, weights: ReviewWeights) -> float:
@@ -158,9 +205,10 @@ def left_out(said: float, unspoken: float, weights: ReviewWeights) -> float:
 
 
 def lacking(key: Key, written: str | None) -> str:
-    """The sentence that a report lacks: as the model would have it if that speaks of this finding."""
+    """The sentence that a report lacks: as the model would have it if that states this finding."""
     name, side = key
-    if written is not None and (name, side) in mentions(written, [name]):
+    stated = [] if written is None or _DENIED.search(written.lower()) else mentions(written, [name])
+    if written is not None and any(side in (None, said) for _, said in stated):
         return written
     words = " ".join(word for word in (side, name) if word)
     return f"{words[:1].upper()}{words[1:]}."
@@ -195,42 +243,57 @@ def mended(sentence: str, kind: str, measured_mm: float | None, written: str | N
 
 
 def _other_side_said(sentence: str) -> str | None:
-    sides = {_OTHER_SIDE[word.lower()] for word in _SIDES.findall(sentence)}
-    if len(sides) != 1:  # of two sides nobody knows which is meant
+    sides = _SIDES.findall(sentence)
+    if len(sides) != 1 or _ONE_SIDED.search(sentence):  # of two nobody knows which is meant
         return None
-    (side,) = sides
-    return _SIDES.sub(lambda m: side.capitalize() if m[0][0].isupper() else side, sentence)
+    return _SIDES.sub(lambda m: _as_written(_OTHER_SIDE[m[0].lower()], m[0]), sentence)
+
+
+def _as_written(word: str, like: str) -> str:
+    if like.isupper() and len(like) > 1:
+        return word.upper()
+    return word.capitalize() if like[0].isupper() else word
 
 
 def _measure_said(sentence: str, size_mm: float | None) -> str | None:
     """With another size, or with None the same number of the other unit."""
-    found = list(_MEASURE.finditer(sentence))
-    if len(found) != 1 or (found[0]["more"] and size_mm is not None):
+    found = _measure_in(sentence)
+    if found is None or (found["more"] and size_mm is not None):
         return None
-    number, unit = found[0]["number"] + found[0]["more"], found[0]["unit"]
+    number, unit = found["number"] + found["more"], found["unit"]
     if size_mm is None:
         unit = _OTHER_UNIT[unit.lower()]
     else:
         number = f"{size_mm / 10:.1f}" if unit.lower() in ("cm", "厘米") else f"{size_mm:.0f}"
-    start, stop = found[0].span()
-    return f"{sentence[:start]}{number}{found[0]['gap']}{unit}{sentence[stop:]}"
+    start, stop = found.span()
+    return f"{sentence[:start]}{number}{found['gap']}{unit}{sentence[stop:]}"
 
 
 def _spelt(sentence: str, written: str) -> str | None:
-    """The sentence with such words of what was written as are nearly its own."""
+    """The sentence with those words of what was written that differ from its own by a letter."""
     ours, theirs = _TOKEN.findall(sentence), _TOKEN.findall(written)
     if len(ours) == len(theirs):
-        return "".join(map(_nearer, ours, theirs))
-    return written if _alike(sentence, written) >= _NEARLY else None  # a word written as two
+        pairs = zip(ours, theirs, strict=True)
+        return "".join(other if _misspelt(word, other) else word for word, other in pairs)
+    return written if _a_letter_apart(sentence, written) else None  # a word written as two
 
 
-def _nearer(word: str, other: str) -> str:
-    near = _alike(word, other) >= _ALIKE or sorted(word) == sorted(other)  # letters swapped
-    return other if word.isalpha() and near else word
+def _misspelt(word: str, other: str) -> bool:
+    meaning = set((Counter(word) - Counter(other)) + (Counter(other) - Counter(word))) & _MEANT
+    long = len(word) >= _LETTERS[word.isascii()]
+    return word.isalpha() and long and not meaning and _a_letter_apart(word, other)
 
 
-def _alike(word: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, word, other, autojunk=False).ratio()
+def _a_letter_apart(word: str, other: str) -> bool:
+    """One letter lost, added or changed, or two neighbours swapped (Damerau 1964)."""
+    start = 0
+    while start < min(len(word), len(other)) and word[start] == other[start]:
+        start += 1
+    word, other = word[start:], other[start:]
+    while word and other and word[-1] == other[-1]:
+        word, other = word[:-1], other[:-1]
+    swapped = len(word) == 2 and word == other[::-1]
+    return swapped or max(len(word), len(other)) == 1
 
 
 def _wrong_size(said_mm: float | None, measured_mm: float | None) -> float:

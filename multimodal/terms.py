@@ -13,33 +13,46 @@ from multimodal.prompts import Side
 
 Mention = tuple[str, Side | None]
 
-# the narrower words first: what they take of a sentence is not there for the wider ones behind them
+# the narrower words first: what they take of a sentence is not there for the wider ones behind them;
+# what stands behind "" is none of the findings
 _WORDS = {
-    "ground-glass opacity": r"\bground[- ]glass( opacit| change)?|磨玻璃",
+    "ground-glass opacity": r"\bground[- ]glass( opacit| change)?|\bggos?\b|磨玻璃",
     "consolidation": r"\bconsolidation|\bopacit|实变",
     "pericardial effusion": r"\bpericardial (effusion|fluid)|\bfluid around the heart|心包",
-    "": r"\bjoint effusion|关节.{0,3}积液",
-    "pneumothorax": r"\bpneumothorax|\bpleural air|气胸",
-    "pleural effusion": r"\bpleural (effusion|fluid)|\beffusion|胸腔.{0,8}(积液|液体)|胸水",
+    "": r"\bjoint effusion|关节[^，。；]{0,3}积液|\bmass effect|占位效应|\bgallstone"
+    r"|\bthyroid nodule|\bnodule[^,.;]{0,25}\bthyroid|甲状腺[^，。；]{0,8}结节|\bsplenic infarct|脾[^，。；]{0,4}梗[死塞]"
+    r"|\b(gallbladder|bile duct)[^,.;]{0,20}\b(stone|calcul)|\b(stone|calcul)[^,.;]{0,25}\b(gallbladder|bile duct)"
+    r"|胆[^，。；]{0,6}结石",
+    "pneumothorax": r"\bpneumothora(x|c)|\bpleural air|气胸",
+    "pleural effusion": r"\bpleural (effusion|fluid)|\beffusion|胸膜?腔[^，。；]{0,8}(积液|液体)|胸水",
     "nodule": r"\bnodule|结节",
     "mass": r"\bmass(es)?\b|肿块",
     "rib lesion": r"\bribs?\b|肋骨",
     "vertebral lesion": r"\bvertebra|\bbone lesion|椎体",
     "cardiomegaly": r"\bcardiomegaly|\bheart (is|size)|\benlarged heart|\bcardiac (silhouette|enlarge)"
-    r"|心影|心脏(增大|大小)",
-    "aortic aneurysm": r"(\baort(a|ic) )?\baneurysm|\baorta is (not )?dilated|(主|腹主)?动脉瘤",
+    r"|心影|心脏(增大|不大|大小)",
+    "aortic aneurysm": r"(\baort(a|ic) )?\baneurysm( of the ([a-z]+ )?aorta)?|\baorta is (not )?dilated"
+    r"|((胸|腹)?主)?动脉瘤",
     "aortic calcification": r"\baort(a|ic)|主动脉",
-    "subdural haematoma": r"\bsubdural|硬膜下",
-    "intracerebral haemorrhage": r"\b(intracerebral |parenchymal )?(ha?emorrhage|bleed)|出血",
-    "infarct": r"\binfarct|梗死",
+    "subdural haematoma": r"\bsubdural( ha?ematoma| ha?emorrhage| bleed)?|硬膜下(血肿|出血)?",
+    "intracerebral haemorrhage": r"\b(intracerebral |parenchymal )?(ha?emorrhage|bleed)"
+    r"|\b(intracerebral|parenchymal) ha?ematoma|出血",
+    "infarct": r"\binfarct|梗[死塞]",
     "hydrocephalus": r"\bhydrocephalus|\bventricles|脑积水|脑室",
-    "renal cyst": r"\b(renal|kidney) cyst|\bcyst\b.{0,60}\bkidney|肾.{0,12}囊肿",
-    "kidney stone": r"\bstones?\b|\bcalcul(us|i)\b|结石",
+    "renal cyst": r"\b(renal|kidney) ([a-z]+ )?cyst|\bcysts?\b[^.;]{0,60}\bkidney|肾[^，。；、]{0,12}囊肿",
+    "kidney stone": r"\bstones?\b|\bcalcul(us|i)\b|\bnephrolithiasis|结石",
     "liver lesion": r"\bliver|\bhepatic|肝",
-    "ascites": r"\bascites|\bfree (intraperitoneal )?fluid|腹水|腹腔.{0,3}积液",
+    "ascites": r"\bascites|\bfree (intraperitoneal )?fluid|腹水|腹腔[^，。；]{0,3}积液",
 }
 _TERMS = {name: re.compile(words) for name, words in _WORDS.items()}
 _SIDE = re.compile(r"\b(right|left)\b|(右)|(左)")
+_ABOUT = re.compile(r"(?<=[0-9a-z米])\s*左右")  # "5 mm or so"
+_BOTH = re.compile(
+    r"\b(right|left) (and|or|&) (the )?(right|left)\b"
+    r"|\b(right|left) (greater|larger|more) than (the )?(right|left)\b"
+    r"|[右左][^，。；]{0,3}[及和与、][右左]|左右(?=[肺肾侧胸])|\bbilateral|\bboth\b|\beither side|双侧|双肺|双肾|两侧|两肺|两肾"
+)
+_SHARED = re.compile(r"\b(pleural|pericardial) (or|and|nor) (pleural|pericardial) (effusion|fluid)")
 
 
 def spoken_of(sentence: str, names: Sequence[str]) -> Mention | None:
@@ -48,19 +61,24 @@ def spoken_of(sentence: str, names: Sequence[str]) -> Mention | None:
 
 
 def mentions(sentence: str, names: Sequence[str]) -> Iterator[Mention]:
-    """The findings and sides that a sentence names, of those in `names`.
+    """The findings and sides that a sentence names, of those in `names`, each once.
 
-    The side is the one that stands nearest to the finding, both counted in letters.
+    The side is the one that stands nearest to the finding, both counted in letters; None for both.
     """
-    words = sentence.lower()
+    words = _SHARED.sub(r"\1 \4 \2 \3 \4", sentence.lower())
+    for shown in (_ABOUT, _BOTH):
+        words = shown.sub(lambda m: " " * len(m[0]), words)
     others = {n: re.compile(rf"\b{re.escape(n)}") for n in names if n not in _TERMS}
     for name, term in (others | _TERMS).items():
-        found = term.search(words)
-        if found is None:
-            continue
         if name in names:
-            yield name, _nearest_side(words, *found.span())
+            sides = [_nearest_side(words, *found.span()) for found in term.finditer(words)]
+            yield from ((name, side) for side in dict.fromkeys(sides))
         words = term.sub(lambda m: " " * len(m[0]), words)
+
+
+def of_both_sides(sentence: str) -> bool:
+    """Whether a sentence speaks of right and left together."""
+    return bool(_BOTH.search(_ABOUT.sub("", sentence.lower())))
 
 
 def _nearest_side(words: str, start: int, stop: int) -> Side | None:

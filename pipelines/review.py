@@ -14,9 +14,11 @@ from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Region
 from multimodal.review import (
+    MAX_OMISSIONS,
     VERDICTS,
     claim_of,
-    is_denial,
+    denial,
+    is_spoken,
     lacking,
     left_out,
     mended,
@@ -29,7 +31,6 @@ from pipelines.session import Session, Step
 
 _OMISSION_VERDICTS = (prompts.NOTHING_OMITTED, "omission")
 _SURE = 0.9  # less is told as a finding, but no report is blamed for leaving it out
-_MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,12 @@ def _weighed(
     if able.review is None:
         return said, None
     claim = claim_of(sentence, [name for name, _ in able.findings])
-    measured_mm = None
-    if claim and claim.size_mm and not is_denial(said):
+    denied, measured_mm = denial(sentence, said), None
+    if claim and claim.size_mm and denied < 0.5:
         measured_mm = session.size(claim.name, claim.side)
-    found = weigh(said, claim, session.presence, measured_mm=measured_mm, weights=able.review)
+    found = weigh(
+        said, claim, session.presence, denied=denied, measured_mm=measured_mm, weights=able.review
+    )
     return found, measured_mm
 
 
@@ -121,7 +124,7 @@ def _omissions(
     Returns the kept sentences and what was found missing among them.
     """
     kept = list(kept)
-    for _ in range(_MAX_OMISSIONS):
+    for _ in range(MAX_OMISSIONS):
         found = yield from _omission(session, step, kept)
         if found is None or found.correction in kept:
             break
@@ -143,9 +146,8 @@ def _omission(
     try:
         judged = session.ask(prompt, choices=_OMISSION_VERDICTS)
         chance = 1.0 - (judged.choices or {judged.text: 1.0}).get(prompts.NOTHING_OMITTED, 0.0)
-        unspoken = None
+        unspoken, names = None, [name for name, _ in able.findings]
         if able.review is not None:
-            names = [name for name, _ in able.findings]
             unspoken = surest_unspoken(session.presence, kept, names)
             chance = left_out(chance, unspoken[1] if unspoken else 0.0, able.review)
         if chance < 0.5:
@@ -156,8 +158,10 @@ def _omission(
         return None
     verdict = prompts.parse_verdict(said.text)
     missing = verdict.correction if verdict and verdict.error == "omission" else None
-    if unspoken is not None:
+    if unspoken is not None and unspoken[1] >= 0.5:
         missing = lacking(unspoken[0], missing)
+    elif unspoken is not None and missing and is_spoken(session.presence, missing, kept, names):
+        return None
     return _Judged("omission", missing, chance if judged.choices else None)
 
 

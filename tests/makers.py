@@ -21,6 +21,7 @@ from multimodal.backends import (
     Usage,
 )
 from multimodal.messages import Message, Study
+from multimodal.review import ReviewWeights
 from multimodal.sizes import measure_media
 
 
@@ -242,11 +243,14 @@ class FakeBackend:
     modalities: frozenset[str] = frozenset({"text", "image", "audio", "dicom"})
     regions: tuple[Any, ...] = ()
     far: Novelty | None = NEAR
+    review: ReviewWeights | None = None
     asked: list[str] = field(default_factory=list)
     closed: bool = False
 
     def capabilities(self) -> Capabilities:
-        return Capabilities("fake", self.modalities, self.findings, 4096, bool(self.findings))  # type: ignore[arg-type]
+        return Capabilities(  # type: ignore[arg-type]
+            "fake", self.modalities, self.findings, 4096, bool(self.findings), review=self.review
+        )
 
     def generate(
         self, messages: Sequence[Message], options: GenerateOptions | None = None

@@ -19,6 +19,7 @@ from multimodal.review import (
     VERDICTS,
     Key,
     ReviewWeights,
+    denial,
     log_odds,
     seen_of,
     surest_unspoken,
@@ -135,7 +136,12 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
         }
         for line, verdict in zip(answer.lines, answer.right, strict=True):
             chances = calibrated(line.said, fitted)
-            seeing = seen_of(chances, line.claim, presence, line.measured_mm)
+            seeing = seen_of(
+                line.claim,
+                presence,
+                denied=denial(line.text, chances),
+                measured_mm=line.measured_mm,
+            )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])
             right.append(VERDICTS.index(verdict))
@@ -143,6 +149,8 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
         words = calibrated({OMISSION[0]: 1 - answer.omission, OMISSION[1]: answer.omission}, fitted)
         doubts.append([log_odds(words["omission"]), log_odds(unspoken[1] if unspoken else 0.0)])
         missing.append(answer.left_out)
+    if not right:
+        return ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
     verdicts = _fit_verdicts(np.log(np.maximum(said, 1e-8)), np.log(np.maximum(seen, 1e-8)), right)
     left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
     added = dict(zip(VERDICTS[1:], verdicts[2:], strict=True))
@@ -172,7 +180,9 @@ def _fit_verdicts(said: np.ndarray, seen: np.ndarray, right: Sequence[int]) -> l
         return float(lost.mean() + 1e-3 * (weights[2:] ** 2).sum())  # some mistakes are rare
 
     start = np.r_[1.0, 0.0, np.zeros(len(VERDICTS) - 1)]
-    return [float(weight) for weight in minimize(loss, start).x]
+    heeded = [(0.0, None)] * 2  # neither may speak for its opposite
+    bounds = [*heeded, *[(None, None)] * (len(VERDICTS) - 1)]
+    return [float(weight) for weight in minimize(loss, start, bounds=bounds).x]
 
 
 def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:
@@ -183,5 +193,6 @@ def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float
         lost = np.logaddexp(0, scores) - missing * scores
         return float(lost.mean() + 1e-3 * (weights**2).sum())
 
-    said, seen, added = minimize(loss, np.array([1.0, 0.0, 0.0])).x
+    bounds = [(0.0, None), (0.0, None), (None, None)]
+    said, seen, added = minimize(loss, np.array([1.0, 0.0, 0.0]), bounds=bounds).x
     return float(said), float(seen), float(added)

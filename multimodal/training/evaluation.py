@@ -80,8 +80,9 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
         words, said = f"{side or ''} {name}".strip(), answer.text == "yes"
         scores.presence.append(Asked(words, (name, side) in true, said, presence[name, side]))
     elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
-    for answer in talk.presence(elsewhere).values():
+    for key, answer in talk.presence(elsewhere).items():
         scores.elsewhere.append(answer.text == "yes")
+        presence[key] = answer.choices["yes"]
     _mark(case.questions, talk, scores)
     scores.check += judge([q for q in case.questions if q.task == "check"], talk)
     weights = ReviewWeights.read(backend.model.config.review_weights)

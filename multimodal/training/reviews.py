@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from multimodal import prompts
 from multimodal.prompts import NamedFinding
 from multimodal.review import (
+    MAX_OMISSIONS,
     VERDICTS,
     Presence,
     ReviewWeights,
     claim_of,
-    is_denial,
+    denial,
+    is_spoken,
+    keys_of,
     lacking,
     left_out,
     mended,
@@ -24,11 +27,14 @@ from multimodal.training.measures import Judged, Judgement
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.mistakes import Faulty
 
+_UNTOLD = 0.49  # the most that a point may be said to have that is not told
+
 
 @dataclass(frozen=True)
 class Heeded:
-    """What a model answered about one sentence: verdicts' probabilities, claim, size it measured."""
+    """A sentence, what a model answered about it, and the size that it measured of its finding."""
 
+    text: str
     said: Mapping[str, float]
     claim: NamedFinding | None
     measured_mm: float | None
@@ -42,11 +48,11 @@ def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Hee
     sized = [
         number
         for number, claim in enumerate(claims)
-        if claim and claim.size_mm and not is_denial(said[number])
+        if claim and claim.size_mm and denial(sentences[number], said[number]) < 0.5
     ]
     answers = talk.ask_all([_size_of(claims[number]) for number in sized])
     sizes = {n: prompts.parse_size_mm(a.text) for n, a in zip(sized, answers, strict=True)}
-    return [Heeded(said[n], claims[n], sizes.get(n)) for n in range(len(sentences))]
+    return [Heeded(sentences[n], said[n], claims[n], sizes.get(n)) for n in range(len(sentences))]
 
 
 def _size_of(claim: NamedFinding | None) -> str:
@@ -74,12 +80,7 @@ def judge_report(
     names = sorted({name for name, _ in presence})
     texts = [line.text for line in report.lines]
     heeded = heed(texts, talk, names)
-    chances = [
-        weigh(h.said, h.claim, presence, measured_mm=h.measured_mm, weights=weights)
-        if weights
-        else h.said
-        for h in heeded
-    ]
+    chances = [weighed(h, h.said, presence, weights) if weights else h.said for h in heeded]
     wrong = [1 - chance[prompts.AGREES] for chance in chances]
     doubted = [number for number, chance in enumerate(wrong) if chance >= 0.5]
     asked = [prompts.CHECK_SENTENCE.format(sentence=texts[number]) for number in doubted]
@@ -89,13 +90,39 @@ def judge_report(
         kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
         verdict = prompts.parse_verdict(answer.text)
         written = verdict.correction if verdict and verdict.error == kind else None
-        right = mended(texts[number], kind, heeded[number].measured_mm, written)
-        said[kind, number] = right
-        kept[number] = None if kind == "insertion" else right or texts[number]
-    missing = _left_out([text for text in kept if text], talk, presence, names, weights)
-    if missing.chance >= 0.5:
-        said["omission", -1] = missing.sentence
-    return _judgement(report, said, wrong, missing.chance)
+        better = mended(texts[number], kind, heeded[number].measured_mm, written)
+        said[kind, number] = better
+        kept[number] = None if kind == "insertion" else better or texts[number]
+    missing = _left_out([text for text in kept if text], talk, presence, weights)
+    keys = list(presence)
+    for lack in missing:
+        if lack.chance >= 0.5:
+            said["omission", _number(lack.sentence, presence)] = lack.sentence
+    right: dict[tuple[str, int], str | None] = {
+        (str(line.mistake.verdict.error), number): line.mistake.verdict.correction
+        for number, line in enumerate(report.lines)
+        if line.mistake
+    }
+    for finding, sentence in zip(report.left_out, report.lacking, strict=True):
+        right["omission", -1 - keys.index((finding.name, finding.side))] = sentence
+    exact = tuple(
+        (point[0], point in said and _plain(said[point]) == _plain(sentence))
+        for point, sentence in right.items()
+    )
+    stated = [(line.mistake is not None, p) for line, p in zip(report.lines, wrong, strict=True)]
+    stated.append((bool(report.left_out), missing[0].chance))
+    sure = max(chance for _, chance in stated)
+    return Judgement(report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), exact)
+
+
+def weighed(
+    heeded: Heeded, said: Mapping[str, float], presence: Presence, weights: ReviewWeights
+) -> dict[str, float]:
+    """Verdicts on a sentence by what is said, calibrated or not, and what is seen."""
+    return weigh(
+        said, heeded.claim, presence, denied=denial(heeded.text, said),
+        measured_mm=heeded.measured_mm, weights=weights,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,42 +134,40 @@ class Missing:
 
 
 def _left_out(
-    kept: Sequence[str], talk: Talk, presence: Presence, names: Sequence[str],
-    weights: ReviewWeights | None,
-) -> Missing:  # fmt: skip
-    prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-    chance = talk.ask(prompt, OMISSION).choices["omission"]
-    unspoken = surest_unspoken(presence, kept, names)
-    if weights is not None:
-        chance = left_out(chance, unspoken[1] if unspoken else 0.0, weights)
-    if chance < 0.5:
-        return Missing(chance)
-    verdict = prompts.parse_verdict(talk.ask(prompt).text)
-    missing = verdict.correction if verdict else None
-    return Missing(chance, lacking(unspoken[0], missing) if weights and unspoken else missing)
+    sentences: Sequence[str], talk: Talk, presence: Presence, weights: ReviewWeights | None
+) -> list[Missing]:
+    """One after the other until nothing is, whose chance stands last, or nothing new is named."""
+    kept, found = list(sentences), list[Missing]()
+    names = sorted({name for name, _ in presence})
+    while len(found) < MAX_OMISSIONS:
+        prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
+        chance = talk.ask(prompt, OMISSION).choices["omission"]
+        unspoken = surest_unspoken(presence, kept, names)
+        if weights is not None:
+            chance = left_out(chance, unspoken[1] if unspoken else 0.0, weights)
+        found.append(Missing(chance))
+        if chance < 0.5:
+            break
+        verdict = prompts.parse_verdict(talk.ask(prompt).text)
+        missing = verdict.correction if verdict and verdict.error == "omission" else None
+        if weights and unspoken and unspoken[1] >= 0.5:
+            missing = lacking(unspoken[0], missing)
+        elif weights and unspoken and missing and is_spoken(presence, missing, kept, names):
+            found[-1] = Missing(_UNTOLD)
+            break
+        found[-1] = Missing(chance, missing)
+        if missing is None or missing in kept:
+            break
+        kept.append(missing)
+    return found
 
 
-def _judgement(
-    report: Faulty, said: Mapping[tuple[str, int], str | None], wrong: Sequence[float],
-    missing: float,
-) -> Judgement:  # fmt: skip
-    right: dict[tuple[str, int], tuple[str | None, ...]] = {
-        (str(line.mistake.verdict.error), number): (line.mistake.verdict.correction,)
-        for number, line in enumerate(report.lines)
-        if line.mistake
-    }
-    if report.left_out:
-        right["omission", -1] = report.lacking
-    mended_so = tuple(
-        (point[0], point in said and _plain(said[point]) in map(_plain, sentences))
-        for point, sentences in right.items()
-    )
-    stated = [(line.mistake is not None, p) for line, p in zip(report.lines, wrong, strict=True)]
-    stated.append((bool(report.left_out), missing))
-    sure = max(chance for _, chance in stated)
-    return Judgement(
-        report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), mended_so
-    )
+def _number(sentence: str | None, presence: Presence) -> int:
+    """Of the finding that a lacking sentence names: below zero, another for each."""
+    names = sorted({name for name, _ in presence})
+    claim = claim_of(sentence, names) if sentence else None
+    keys = keys_of(claim, presence) if claim else []
+    return -1 - list(presence).index(keys[0]) if keys else -1 - len(presence)
 
 
 def _plain(sentence: str | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -13,13 +15,16 @@ from multimodal.review import (
     VERDICTS,
     ReviewWeights,
     claim_of,
-    is_denial,
+    denial,
+    is_spoken,
     lacking,
     left_out,
     mended,
     surest_unspoken,
     weigh,
 )
+from multimodal.training.world.findings import Shown, keys_of
+from multimodal.training.world.reports import Sentence
 
 NAMES = ["nodule", "pleural effusion", "cardiomegaly", "aortic aneurysm", "kidney stone"]
 WORDS_ALONE = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
@@ -45,17 +50,26 @@ _chance = st.floats(0.0, 1.0)
 @given(_shares)
 def test_without_weight_of_what_is_seen_the_words_alone_decide(shares: list[float]) -> None:
     stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
-    found = weigh(stated, NODULE, {RIGHT: 0.0, LEFT: 1.0}, measured_mm=40.0, weights=WORDS_ALONE)
+    found = weigh(
+        stated, NODULE, {RIGHT: 0.0, LEFT: 1.0}, denied=0.1, measured_mm=40.0, weights=WORDS_ALONE
+    )
     assert found == pytest.approx(stated, rel=1e-6)
 
 
-@given(_shares, _chance, _chance, st.none() | st.floats(1.0, 100.0))
+@given(_shares, _chance, _chance, _chance, st.none() | st.floats(1.0, 100.0))
 def test_verdicts_are_probabilities_whatever_is_seen(
-    shares: list[float], right: float, left: float, measured: float | None
+    shares: list[float], right: float, left: float, denied: float, measured: float | None
 ) -> None:
     stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
     for claim in (None, NODULE, NamedFinding("nodule"), NamedFinding("mass", "left", 9.0)):
-        found = weigh(stated, claim, {RIGHT: right, LEFT: left}, measured_mm=measured, weights=BOTH)
+        found = weigh(
+            stated,
+            claim,
+            {RIGHT: right, LEFT: left},
+            denied=denied,
+            measured_mm=measured,
+            weights=BOTH,
+        )
         assert sum(found.values()) == pytest.approx(1.0)
         assert all(0.0 <= chance <= 1.0 for chance in found.values())
 
@@ -68,7 +82,9 @@ def test_verdicts_are_probabilities_whatever_is_seen(
 def test_what_is_seen_decides_where_the_words_do_not(
     right: float, left: float, measured: float | None, verdict: str
 ) -> None:
-    found = weigh(UNSURE, NODULE, {RIGHT: right, LEFT: left}, measured_mm=measured, weights=BOTH)
+    found = weigh(
+        UNSURE, NODULE, {RIGHT: right, LEFT: left}, denied=0.0, measured_mm=measured, weights=BOTH
+    )
     assert max(found, key=found.__getitem__) == verdict
 
 
@@ -78,28 +94,27 @@ def test_what_is_seen_decides_where_the_words_do_not(
 def test_a_denial_is_wrong_where_a_side_that_it_denies_shows_the_finding(
     side: str | None, verdict: str
 ) -> None:
-    assert is_denial(DENIAL)
-    found = weigh(
-        DENIAL,
-        NamedFinding("nodule", side),
-        {RIGHT: 0.02, LEFT: 0.98},
-        measured_mm=None,
-        weights=BOTH,
-    )  # type: ignore[arg-type]
+    claim = NamedFinding("nodule", side)  # type: ignore[arg-type]
+    presence = {RIGHT: 0.02, LEFT: 0.98}
+    found = weigh(DENIAL, claim, presence, denied=1.0, measured_mm=None, weights=BOTH)
     assert max(found, key=found.__getitem__) == verdict
 
 
 def test_a_product_of_both_opinions_is_what_weights_of_one_give() -> None:
     """Bayes: p(verdict) is proportional to what is said times how likely what is seen is under it."""
     stated = said(agrees=0.3, insertion=0.5, omission=1e-4)
-    found = weigh(stated, NODULE, {RIGHT: 0.8, LEFT: 0.1}, measured_mm=None, weights=BOTH)
+    found = weigh(
+        stated, NODULE, {RIGHT: 0.8, LEFT: 0.1}, denied=0.0, measured_mm=None, weights=BOTH
+    )
     odds = (0.3 * 0.8 * (1 - 1e-4)) / (0.5 * 0.2 * 0.9)
     assert found[AGREES] / found["insertion"] == pytest.approx(odds)
 
 
 def test_what_is_added_makes_a_verdict_rarer() -> None:
     rare = ReviewWeights(1.0, 0.0, {"insertion": -math.log(4)}, (1, 0, 0))
-    found = weigh(said(agrees=0.4, insertion=0.4), None, {}, measured_mm=None, weights=rare)
+    found = weigh(
+        said(agrees=0.4, insertion=0.4), None, {}, denied=0.5, measured_mm=None, weights=rare
+    )
     assert found["insertion"] / found[AGREES] == pytest.approx(1 / 4)
 
 
@@ -107,6 +122,15 @@ def test_what_is_added_makes_a_verdict_rarer() -> None:
     ("sentence", "claim"),
     [("A 1.4 cm nodule in the right lung.", NODULE),
      ("右肺结节，大小约14毫米。", NODULE),
+     ("右肺结节，约14mm左右。", NODULE),
+     ("Right nodule of 8 mm x 14 mm.", NODULE),
+     ("A 14-mm nodule on the right.", NODULE),
+     ("Right nodule of 1.4 by 0.9 cm.", NODULE),
+     ("Right nodule of 8-10 mm.", NamedFinding("nodule", "right")),
+     ("Right nodule, 3 cm above the diaphragm.", NamedFinding("nodule", "right")),
+     ("Right nodule, volume 3 cm3.", NamedFinding("nodule", "right")),
+     ("Bilateral pleural effusions.", None),
+     ("Right and left nodules.", None),
      ("No pleural effusion.", NamedFinding("pleural effusion")),
      ("Nodule of 8 x 14 mm on the right.", NODULE),
      ("The right nodule grew from 8 mm to 14 mm.", NamedFinding("nodule", "right")),
@@ -128,7 +152,14 @@ def test_the_surest_finding_of_which_nobody_speaks() -> None:
     )
     listed = ["Right nodule, left nodule and cardiomegaly."]
     assert surest_unspoken(presence, ["Cardiomegaly with nodules."], NAMES) is None
-    assert surest_unspoken({("cardiomegaly", None): 0.9}, listed, NAMES) is None
+    assert surest_unspoken(presence, listed, NAMES) is None
+    assert surest_unspoken(presence, ["Right and left nodules."], NAMES) == (
+        ("cardiomegaly", None),
+        0.4,
+    )
+    assert is_spoken(presence, "A right nodule.", listed, NAMES)
+    assert not is_spoken(presence, "A left nodule.", ["A right nodule."], NAMES)
+    assert not is_spoken(presence, "Something.", listed, NAMES)
 
 
 def test_left_out_by_both_opinions() -> None:
@@ -149,6 +180,20 @@ def test_left_out_by_both_opinions() -> None:
      ("A nodule of 1.4 cm.", "size", 31.0, "A mass of 2 cm.", "A nodule of 3.1 cm."),
      ("A nodule of 14 x 9 mm.", "size", 31.0, "A nodule of 31 mm.", "A nodule of 31 mm."),
      ("Grew from 8 mm to 14 mm.", "size", 31.0, None, None),
+     ("RIGHT LUNG NODULE.", "direction", None, None, "LEFT LUNG NODULE."),
+     ("右肺结节，约14mm左右。", "direction", None, None, "左肺结节，约14mm左右。"),
+     ("Nodule in the right middle lobe.", "direction", None, None, None),
+     ("Right nodule and right effusion.", "direction", None, "As written.", "As written."),
+     ("Nodule of 8-10 mm.", "size", 31.0, None, None),
+     ("Nodule 3 cm from the carina.", "size", 8.0, None, None),
+     ("右肺未见结结节。", "typo", None, "右肺可见结节。", None),
+     ("右肺上叶可见一结结节。", "typo", None, "左肺上叶可见一结节。", None),
+     ("No calcificatoin, abnormal liver.", "typo", None, "No calcification, normal liver.",
+      "No calcification, abnormal liver."),
+     ("A hypodense lesoin.", "typo", None, "A hyperdense lesion.", "A hypodense lesion."),
+     ("Decreased nodlue.", "typo", None, "Increased nodule.", "Decreased nodule."),
+     ("A non-calcified nodlue.", "typo", None, "A calcified nodule.", None),
+     ("A pneumo thorax of 14 mm.", "typo", None, "A pneumothorax of 41 mm.", None),
      ("A nodlue of 14 mm in the upper lobe.", "typo", None, "A nodule of 9 mm in the lower lobe.",
       "A nodule of 14 mm in the upper lobe."),
      ("右肺可见一结结节。", "typo", None, "右肺可见一结节。", "右肺可见一结节。"),
@@ -167,7 +212,23 @@ def test_a_correction_changes_only_what_is_wrong(
 def test_a_lacking_sentence_is_the_models_own_if_it_speaks_of_that_finding() -> None:
     assert lacking(RIGHT, "There is a 9 mm nodule in the right lung.").startswith("There is a 9 mm")  # type: ignore[arg-type]
     assert lacking(RIGHT, "There is a left nodule.") == "Right nodule."  # type: ignore[arg-type]
+    assert lacking(RIGHT, "No nodule is seen in the right lung.") == "Right nodule."  # type: ignore[arg-type]
     assert lacking(("cardiomegaly", None), None) == "Cardiomegaly."
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("key", keys_of(), ids=str)
+def test_denials_are_told_from_statements_even_by_words_alone(
+    key: Any, language: Literal["en", "zh"]
+) -> None:
+    """What the model says of both is the same here; its opinion outweighs the words elsewhere."""
+    torn = said(agrees=0.5, omission=0.1, insertion=0.05, direction=0.025, size=0.025)
+    about = Shown(*key, 14.0, "upper lobe")
+    for style, denied in itertools.product(range(8), (True, False)):
+        text = Sentence(about, denied, (style, False), language, rich=True).text
+        assert (denial(text, torn) > 0.5) == denied, text
+        assert lacking(key, text) != text if denied else True
+    assert denial("No nodule.", said(omission=1e-6, insertion=0.3)) < 0.01
 
 
 def test_weights_are_read_as_a_checkpoint_holds_them() -> None:

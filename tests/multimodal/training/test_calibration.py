@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from multimodal.prompts import NamedFinding
-from multimodal.review import VERDICTS, ReviewWeights, left_out, log_odds, weigh
+from multimodal.review import VERDICTS, ReviewWeights, denial, left_out, log_odds, weigh
 from multimodal.training.calibration import Answers, calibrated, fit_review
 from multimodal.training.cases import OMISSION
 from multimodal.training.reviews import Heeded
@@ -21,17 +21,22 @@ def _answers(count: int) -> list[Answers]:
     """Sentences about a right nodule; verdicts drawn from said^0.8 seen^0.4, all mistakes rarer."""
     rng = np.random.default_rng(0)
     true = ReviewWeights(TRUE_SAID, TRUE_SEEN, dict.fromkeys(VERDICTS[1:], RARER), (0.7, 0.5, -1.0))
-    claim, answers = NamedFinding("nodule", "right"), []
+    claim, text = NamedFinding("nodule", "right"), "There is a right nodule."
+    answers = []
     for _ in range(count):
         shares = rng.dirichlet([1.5, 1e-3, 0.8, 0.8, 0.4, 0.2, 0.2])
         said = dict(zip(VERDICTS, np.maximum(shares, 1e-7).tolist(), strict=True))
         presence = {RIGHT: rng.random(), LEFT: rng.random()}
-        verdicts = weigh(said, claim, presence, measured_mm=None, weights=true)
+        verdicts = weigh(
+            said, claim, presence, denied=denial(text, said), measured_mm=None, weights=true
+        )
         right = str(rng.choice(list(verdicts), p=list(verdicts.values())))
-        omission, told = rng.random(), ["There is a right nodule."]
+        omission, told = rng.random(), [text]
         missing = rng.random() < left_out(omission, presence[LEFT], true)
         answers.append(
-            Answers([], presence, [Heeded(said, claim, None)], [right], told, omission, missing)
+            Answers(
+                [], presence, [Heeded(text, said, claim, None)], [right], told, omission, missing
+            )
         )
     return answers
 
@@ -42,6 +47,10 @@ def test_the_weights_that_drew_the_verdicts_are_found_again() -> None:
     assert found.seen == pytest.approx(TRUE_SEEN, abs=0.1)
     assert found.verdicts["insertion"] == pytest.approx(RARER, abs=0.25)
     assert found.left_out == pytest.approx((0.7, 0.5, -1.0), abs=0.15)
+
+
+def test_without_any_report_the_words_alone_count() -> None:
+    assert fit_review([], {}) == ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
 
 
 def test_probabilities_are_calibrated_as_a_checkpoint_states_them() -> None:

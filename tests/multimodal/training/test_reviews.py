@@ -37,8 +37,8 @@ class Oracle:
 
     def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
         if prompt.startswith(prompts.FIND_OMISSION.partition("{")[0]):
-            out = bool(self.report.left_out)
-            answer = f"omission: {self.report.lacking[0]}" if out else "nothing"
+            missing = [text for text in self.report.lacking if text not in prompt]
+            out, answer = bool(missing), f"omission: {missing[0]}" if missing else "nothing"
             return self._said(answer, prompts.NOTHING_OMITTED, "omission", out, choices)
         if prompt.startswith("How large"):
             sized = {prompts.ask_size(f.name, f.side): f.size_mm for f in self.truth}
@@ -102,7 +102,7 @@ def test_what_is_seen_finds_what_the_words_leave_open() -> None:
     }
     undecided = Oracle(report, 1 / len(VERDICTS))
     found = judge_report(report, undecided, seen, ReviewWeights(1.0, 1.0, {}, (0.0, 1.0, 0.0)))  # type: ignore[arg-type]
-    assert found.said == {("direction", 0), ("omission", -1)}
+    assert found.said == found.true == {("direction", 0), ("omission", -3)}
     assert set(found.mended) == {("direction", True), ("omission", True)}
     nothing = dict.fromkeys(seen, 0.5)
     blind = judge_report(report, undecided, nothing, WEIGHTS)  # type: ignore[arg-type]
@@ -112,6 +112,6 @@ def test_what_is_seen_finds_what_the_words_leave_open() -> None:
 def test_a_mistake_that_is_not_found_is_not_mended() -> None:
     report = _planted()
     wrong = Oracle(Faulty((Line(report.lines[0].text, report.lines[0].about),), ()), 0.99)
-    found = judge_report(report, wrong, {NODULE: 0.9}, None)  # type: ignore[arg-type]
+    found = judge_report(report, wrong, {NODULE: 0.9, EFFUSION: 0.1}, None)  # type: ignore[arg-type]
     assert found.said == frozenset()
     assert found.mended == (("direction", False), ("omission", False))

@@ -1,0 +1,83 @@
+"""The report against the study, with a checkpoint that weighs what it says and what it sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from encoders.dicom import Volume, load_volume
+from multimodal.prompts import CHECK_SENTENCE
+from multimodal.review import MAX_OMISSIONS, ReviewWeights
+from pipelines.ct_report import CtReportPipeline
+from pipelines.evidence import Reading
+from tests.makers import FakeBackend
+
+BOTH = ReviewWeights(1.0, 1.0, {}, (1.0, 1.0, 0.0))
+FINDINGS = (("nodule", True), ("cardiomegaly", False), ("liver lesion", False))
+AGREED = "There is a 14 mm nodule in the left lung."
+
+
+@pytest.fixture
+def volume(phantom_series: Path) -> Volume:
+    return load_volume(phantom_series)
+
+
+def read(backend: FakeBackend, volume: Volume, report: str) -> Reading:
+    return CtReportPipeline(backend)(volume, report)
+
+
+def fake(answers: dict[str, str], **seen: float) -> FakeBackend:
+    """Sees what is named with that probability and nothing else; torn about every sentence."""
+    chances = {f"a {name.replace('_', ' ')}?": chance for name, chance in seen.items()}
+    return FakeBackend(answers, chances, FINDINGS, review=BOTH)
+
+
+def test_a_side_that_only_the_images_contradict_is_told_and_mended(volume: Volume) -> None:
+    backend = fake({"How large": "14 mm"}, right_nodule=0.99, left_nodule=0.01)
+    backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6  # what it says: rather right
+    (point,) = read(backend, volume, AGREED).discrepancies
+    assert (point.type, point.correction) == ("direction", AGREED.replace("left", "right"))
+    assert point.probability is not None
+    assert point.probability > 0.8
+
+
+def test_a_size_that_only_the_measurement_contradicts_is_told_and_mended(volume: Volume) -> None:
+    backend = fake({"How large": "31 mm"}, left_nodule=0.99)
+    backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6
+    (point,) = read(backend, volume, AGREED).discrepancies
+    assert (point.type, point.correction) == ("size", AGREED.replace("14", "31"))
+
+
+def test_what_is_seen_overrules_a_doubt_about_a_right_sentence(volume: Volume) -> None:
+    backend = fake({"How large": "14 mm"}, left_nodule=0.99)
+    backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.3
+    assert read(backend, volume, AGREED).agreement == "agrees"
+    alone = FakeBackend({}, dict(backend.chances), FINDINGS)
+    assert read(alone, volume, AGREED).agreement == "disagrees"
+
+
+def test_a_model_that_goes_on_naming_what_is_missing_is_heeded_once(volume: Volume) -> None:
+    """It is sure that something is missing whatever the report says, and sees one thing only."""
+    answers = {"leave out?": "omission: There is a liver lesion."}
+    backend = fake(answers, liver_lesion=0.98)
+    backend.chances["leave out?"] = 0.001
+    (point,) = read(backend, volume, "No cardiomegaly.").discrepancies
+    assert (point.type, point.correction) == ("omission", "There is a liver lesion.")
+    assert sum("leave out?" in asked for asked in backend.asked) < MAX_OMISSIONS
+
+
+def test_a_finding_that_is_seen_is_named_whatever_the_model_writes(volume: Volume) -> None:
+    backend = fake({"leave out?": "er"}, right_nodule=0.95)
+    backend.chances["leave out?"] = 0.4
+    (point,) = read(backend, volume, "No cardiomegaly.").discrepancies
+    assert (point.type, point.correction) == ("omission", "Right nodule.")
+
+
+@pytest.mark.parametrize(
+    "report", ["Right and left nodules.", "Nodules in both lungs.", "双肺结节。"]
+)
+def test_both_sides_named_together_are_spoken_of(volume: Volume, report: str) -> None:
+    backend = fake({}, right_nodule=0.99, left_nodule=0.99)
+    backend.chances["leave out?"] = 0.7
+    assert read(backend, volume, report).agreement == "agrees"
