@@ -80,7 +80,7 @@ def judge_report(
     names = sorted({name for name, _ in presence})
     texts = [line.text for line in report.lines]
     heeded = heed(texts, talk, names)
-    chances = [weighed(h, h.said, presence, weights) if weights else h.said for h in heeded]
+    chances = [_weighed(h, presence, weights) if weights else h.said for h in heeded]
     wrong = [1 - chance[prompts.AGREES] for chance in chances]
     doubted = [number for number, chance in enumerate(wrong) if chance >= 0.5]
     asked = [prompts.CHECK_SENTENCE.format(sentence=texts[number]) for number in doubted]
@@ -115,12 +115,9 @@ def judge_report(
     return Judgement(report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), exact)
 
 
-def weighed(
-    heeded: Heeded, said: Mapping[str, float], presence: Presence, weights: ReviewWeights
-) -> dict[str, float]:
-    """Verdicts on a sentence by what is said, calibrated or not, and what is seen."""
+def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
     return weigh(
-        said, heeded.claim, presence, denied=denial(heeded.text, said),
+        heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
         measured_mm=heeded.measured_mm, weights=weights,
     )  # fmt: skip
 
@@ -136,7 +133,7 @@ class Missing:
 def _left_out(
     sentences: Sequence[str], talk: Talk, presence: Presence, weights: ReviewWeights | None
 ) -> list[Missing]:
-    """One after the other until nothing is, whose chance stands last, or nothing new is named."""
+    """Point after point until one is unlikely, which comes last, or nothing new is named."""
     kept, found = list(sentences), list[Missing]()
     names = sorted({name for name, _ in presence})
     while len(found) < MAX_OMISSIONS:
