@@ -48,5 +48,5 @@ def test_static_batches_end_together_and_clients_of_a_closed_loop_come_back() ->
     model, jobs = random_llama(1), workload(12, 16, 8)
     done = measured(static, model, jobs, size=4)
     assert len({job.done_s for job in done}) == 3
-    told = closed(model, jobs, 3)
+    told = closed(model, jobs, 3, 1)
     assert told["ours"]["requests_per_s"] > 0

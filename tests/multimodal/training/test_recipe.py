@@ -241,9 +241,10 @@ def test_a_report_is_judged_sentence_by_sentence_and_then_for_what_it_leaves_out
     """Against a model that knows one wrong sentence and misses what is left out."""
     there = NamedFinding("cardiomegaly")
     wrong = Mistake("No cardiomegaly.", Verdict("omission", "The heart is enlarged."), there)
-    report = Faulty((Line("Left.", there), Line(wrong.text, there, True, wrong)), (there,))
+    report = Faulty((Line("Left.", there), Line(wrong.text, there, True, wrong)), (there,),
+                    ("The heart is enlarged.",))  # fmt: skip
 
-    class Told(evaluation.Talk):
+    class Told(cases.Talk):
         def __init__(self) -> None:
             pass
 
@@ -258,11 +259,12 @@ def test_a_report_is_judged_sentence_by_sentence_and_then_for_what_it_leaves_out
         def ask_all(self, prompts: Sequence[str], choices: tuple[str, ...] = ()) -> list[Finished]:
             return [self.ask(prompt, choices) for prompt in prompts]
 
-    judged = evaluation.judge_report(report, Told())
+    judged = evaluation.judge_report(report, Told(), {("cardiomegaly", None): 0.9}, None)
     assert judged.wrong
     assert judged.sure == pytest.approx(0.9)
     assert judged.said == {("omission", 1)}
     assert judged.true == {("omission", 1), ("omission", -1)}
+    assert judged.mended == (("omission", True), ("omission", False))
 
 
 def test_hiding_fills_a_box_with_what_lies_around_it_and_leaves_the_rest() -> None:
