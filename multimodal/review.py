@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multimodal.prompts import AGREES, ERROR_TYPES, NamedFinding, Side
+from multimodal.prompts import AGREES, ERROR_TYPES, NOTHING_OMITTED, NamedFinding, Side
 from multimodal.terms import mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
 
 VERDICTS = (AGREES, *ERROR_TYPES)
+OMISSION = (NOTHING_OMITTED, "omission")  # verdicts on a whole report
 MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 _LEAST = 1e-4  # no answer is taken for more certain
 _FAR = math.log(1.4)  # sizes that differ by more are likelier wrong than measured badly

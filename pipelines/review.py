@@ -15,6 +15,7 @@ from multimodal import prompts
 from multimodal.backends import Region
 from multimodal.review import (
     MAX_OMISSIONS,
+    OMISSION,
     VERDICTS,
     claim_of,
     denial,
@@ -29,7 +30,6 @@ from multimodal.terms import mentions, spoken_of
 from pipelines.evidence import Discrepancy, Evidence, Finding, as_evidence, locate
 from pipelines.session import Session, Step
 
-_OMISSION_VERDICTS = (prompts.NOTHING_OMITTED, "omission")
 _SURE = 0.9  # less is told as a finding, but no report is blamed for leaving it out
 
 
@@ -144,7 +144,7 @@ def _omission(
     able = session.backend.capabilities()
     prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
     try:
-        judged = session.ask(prompt, choices=_OMISSION_VERDICTS)
+        judged = session.ask(prompt, choices=OMISSION)
         chance = 1.0 - (judged.choices or {judged.text: 1.0}).get(prompts.NOTHING_OMITTED, 0.0)
         unspoken, names = None, [name for name, _ in able.findings]
         if able.review is not None:

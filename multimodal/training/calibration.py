@@ -16,6 +16,7 @@ import numpy as np
 from multimodal import prompts
 from multimodal.local import LocalBackend
 from multimodal.review import (
+    OMISSION,
     VERDICTS,
     Key,
     ReviewWeights,
@@ -26,7 +27,6 @@ from multimodal.review import (
 )
 from multimodal.training.cases import (
     CALIBRATION_SEED,
-    OMISSION,
     PRESENCE,
     Case,
     Talk,

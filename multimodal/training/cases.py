@@ -27,7 +27,6 @@ from multimodal.training.world.worlds import WORLDS, World
 
 FIRST_SEED = 500_000  # far beyond every corpus
 CALIBRATION_SEED = 400_000  # other studies still: nothing is fitted on what is measured
-OMISSION = (prompts.NOTHING_OMITTED, "omission")
 PRESENCE = ("yes", "no")
 COARSER = 2.0  # studies are drawn with half of a scanner's 512 columns
 

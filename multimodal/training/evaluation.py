@@ -34,13 +34,12 @@ from multimodal import prompts
 from multimodal.backends import DEMO, GenerateOptions, Region, collect
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
-from multimodal.review import ReviewWeights
+from multimodal.review import OMISSION, ReviewWeights
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.training.audio_pretraining import dictate, edit_distance
 from multimodal.training.card import card_table, write_card
 from multimodal.training.cases import (
     FIRST_SEED,
-    OMISSION,
     Case,
     Talk,
     blanked,

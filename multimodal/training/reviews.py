@@ -9,6 +9,7 @@ from multimodal import prompts
 from multimodal.prompts import NamedFinding
 from multimodal.review import (
     MAX_OMISSIONS,
+    OMISSION,
     VERDICTS,
     Presence,
     ReviewWeights,
@@ -22,7 +23,7 @@ from multimodal.review import (
     surest_unspoken,
     weigh,
 )
-from multimodal.training.cases import OMISSION, Talk
+from multimodal.training.cases import Talk
 from multimodal.training.measures import Judged, Judgement
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.mistakes import Faulty

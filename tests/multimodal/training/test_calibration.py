@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from multimodal.prompts import NamedFinding
-from multimodal.review import VERDICTS, ReviewWeights, denial, left_out, log_odds, weigh
+from multimodal.review import OMISSION, VERDICTS, ReviewWeights, denial, left_out, log_odds, weigh
 from multimodal.training.calibration import Answers, calibrated, fit_review
-from multimodal.training.cases import OMISSION
 from multimodal.training.reviews import Heeded
 
 RIGHT, LEFT = ("nodule", "right"), ("nodule", "left")
