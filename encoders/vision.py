@@ -146,7 +146,8 @@ def tower_from_config(config: Mapping[str, Any]) -> VisionTower:
         vit = _open_clip_vit(config["arch"])
         if stem := config.get("stem"):
             any_vit: Any = vit
-            any_vit.conv1 = ConvStem(stem, config["width"])
+            patch = config["arch"]["vision_cfg"]["patch_size"]
+            any_vit.conv1 = ConvStem(stem, config["width"], patch)
     else:
         from transformers import AutoConfig, AutoModel
 
@@ -167,10 +168,10 @@ def open_clip_config(
     `stem` lists the levels of a `ConvStem`, which together divide a side by the patch size.
     """
     grid = vision_cfg["image_size"] // vision_cfg["patch_size"]
-    if stem and 2 ** len(stem) != vision_cfg["patch_size"]:
+    if stem and vision_cfg["patch_size"] % 2 ** len(stem):
         raise IncompatibleModel(
-            f"{len(stem)} levels of convolutions make patches of {2 ** len(stem)} pixels,"
-            f" not {vision_cfg['patch_size']}"
+            f"{len(stem)} levels of convolutions make patches of a multiple of {2 ** len(stem)}"
+            f" pixels, not of {vision_cfg['patch_size']}"
         )
     return {
         "stem": [list(level) for level in stem],

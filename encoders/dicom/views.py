@@ -75,6 +75,7 @@ PROFILES = {
         ViewProfile("crossread-ct", _OURS, 16, 96, slab=True),
         ViewProfile("crossread-ct-mip", _BRIGHTEST, 16, 96, slab=True),
         ViewProfile("crossread-ct-thin", _BRIGHTEST, 32, 96, slab=True),
+        ViewProfile("crossread-ct-fine", _BRIGHTEST, 32, 192, slab=True),
         ViewProfile("crossread-ct-large", _BRIGHTEST, 32, 224, slab=True),
         ViewProfile("medgemma-ct", _MEDGEMMA, 85, None),
         # for models that know grey pictures only: one window a picture, told in words

@@ -38,7 +38,7 @@ LEAST = 5  # of 255: a plaque in one corner of its patch is shown
 class Frame:
     """What a study becomes: the pictures of a view profile, each `grid` patches wide and high."""
 
-    profile: str = "crossread-ct-thin"
+    profile: str = "crossread-ct-fine"
     grid: int = 12
 
     @property

@@ -38,13 +38,12 @@ class Size:
     stem: tuple[tuple[int, int], ...]
 
 
-_STEM = ((32, 0), (64, 2), (128, 1))
+_STEM = ((64, 1), (64, 2), (128, 1))
+_LONG = ((32, 0), (64, 2), (128, 1), (192, 1))
 SIZES = {
-    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-thin", 12), 4, _STEM),
-    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-thin", 12), 4, _STEM),
-    "base": Size(
-        256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, (*_STEM, (192, 1))
-    ),  # 59 MB
+    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-fine", 12), 4, _STEM),
+    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-fine", 12), 4, _STEM),
+    "base": Size(256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, _LONG),  # 59 MB
 }
 HEAD_WIDTH = 64  # attention of 32 takes twice as long, on a CPU as on a GPU
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")

@@ -41,6 +41,7 @@ from multimodal.training.corpus import (
     to_volume,
 )
 from multimodal.training.demo_model import SIZES, build_demo
+from multimodal.training.growth import see_as
 from multimodal.training.hearing import HEARING, train_hearing
 from multimodal.training.language import train_language
 from multimodal.training.loop import Schedule
@@ -161,7 +162,7 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
     torch.manual_seed(0)
     if recipe.parent:
         model, processor = load_composite(recipe.parent, device="cpu")
-        model.config.view_profile = SIZES[recipe.size].frame.profile  # as the corpus is seen
+        see_as(model, SIZES[recipe.size])
         processor.senses = senses_of(model.config)
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)

@@ -110,14 +110,17 @@ def test_open_clip_tower_gives_open_clips_own_tokens() -> None:
     torch.testing.assert_close(tower(pixels), tokens, atol=1e-6, rtol=1e-5)
 
 
-def _with_stem(levels: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    arch = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
+def _with_stem(levels: tuple[tuple[int, int], ...], patch: int = 8) -> dict[str, Any]:
+    arch = {"layers": 1, "width": 32, "head_width": 16, "patch_size": patch, "image_size": 32}
     return open_clip_config(arch, 32, Preprocess(32, (0.5,) * 3, (0.5,) * 3), stem=levels)
 
 
-def test_a_tower_with_a_stem_of_convolutions_is_rebuilt_and_sees_patches_through_it() -> None:
+@pytest.mark.parametrize("levels", [((16, 1), (32, 1), (32, 0)), ((16, 1), (32, 1))])
+def test_a_tower_with_a_stem_of_convolutions_is_rebuilt_and_sees_patches_through_it(
+    levels: tuple[tuple[int, int], ...],
+) -> None:
     """A change of one pixel reaches features of its own patch before it reaches far ones."""
-    config = _with_stem(((16, 1), (32, 1), (32, 0)))
+    config = _with_stem(levels)
     torch.manual_seed(0)
     tower = tower_from_config(config).eval()
     again = tower_from_config(json.loads(json.dumps(tower.to_dict())))
@@ -139,8 +142,10 @@ def test_every_weight_of_a_stem_gets_a_gradient() -> None:
 
 
 def test_a_stem_that_makes_other_patches_is_refused() -> None:
-    with pytest.raises(IncompatibleModel, match="2 levels of convolutions make patches of 4"):
-        _with_stem(((16, 0), (32, 0)))
+    with pytest.raises(
+        IncompatibleModel, match="2 levels of convolutions make patches of a multiple of 4"
+    ):
+        _with_stem(((16, 0), (32, 0)), patch=6)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from multimodal.training.world.body import (
     bumps,
     draw_trunk,
     random_person,
+    united,
 )
 from multimodal.training.world.canvas import Canvas
 from multimodal.training.world.findings import Key, Lesion, Region, Shown, random_size
@@ -79,11 +80,11 @@ class Abdomen:
         if fluid is not None:
             wet = self._ascites(canvas, fluid, inside)
         organs = self._organs(canvas, inside, rng)
-        masks = {
-            x.key: _PAINT[x.shown.name](self, canvas, x, organs)
+        masks = united(
+            (x.key, _PAINT[x.shown.name](self, canvas, x, organs))
             for x in self.lesions
             if x is not fluid
-        }
+        )
         if fluid is not None and wet is not None:
             masks[fluid.key] = wet & (np.abs(canvas.hu - 8.0) < 0.01)
         return masks

@@ -5,6 +5,7 @@ A `Person` is drawn at random once and may then be scanned any number of times.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,14 @@ from multimodal.training.world.findings import Key, Lesion, Region
 
 Masks = dict[Key, np.ndarray]
 FAT, MUSCLE = -95.0, 55.0
+
+
+def united(painted: Iterable[tuple[Key, np.ndarray]]) -> Masks:
+    """What each finding covers, however many of it there are."""
+    masks: Masks = {}
+    for key, mask in painted:
+        masks[key] = masks[key] | mask if key in masks else mask
+    return masks
 
 
 class Body(Protocol):

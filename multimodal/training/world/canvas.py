@@ -81,7 +81,10 @@ class Canvas:
         """A mask of the canvas: a superellipse whose radii differ from slice to slice."""
         u, v = np.abs(self.px) ** power, np.abs(self.py - y) ** power
         a, b = (np.power(r, -power).astype(np.float32) for r in (half_width, half_depth))
-        return u[None] * a[:, None, None] + v[None] * b[:, None, None] < 1
+        mask = self.everywhere()
+        for flat, wide, deep in zip(mask, a, b, strict=True):  # a slice at a time stays in the cache
+            np.less(u * wide + v * deep, 1, out=flat)
+        return mask
 
     def ball(
         self,

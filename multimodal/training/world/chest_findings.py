@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multimodal.training.world.body import Masks, bumps, clump
+from multimodal.training.world.body import Masks, bumps, clump, united
 from multimodal.training.world.canvas import Canvas
 from multimodal.training.world.chest import Chest
 from multimodal.training.world.findings import Key, Lesion, Shown, random_size
@@ -79,7 +79,7 @@ def draw_findings(
 ) -> Masks:
     """Paint every lesion; returns its mask by (name, side)."""
     drawing = _Drawing(chest, canvas, lungs, organs)
-    return {lesion.key: _PAINT[lesion.shown.name](drawing, lesion) for lesion in chest.lesions}
+    return united((x.key, _PAINT[x.shown.name](drawing, x)) for x in chest.lesions)
 
 
 def _lung_of(drawing: _Drawing, lesion: Lesion) -> np.ndarray:

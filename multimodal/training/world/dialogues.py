@@ -24,6 +24,7 @@ DESCRIBE = {
     "zh": ("这次检查显示什么？", "请总结所见。"),
 }
 
+AUDIBLE = tuple(kind for kind in SENTENCE_MISTAKES if kind != "typo")
 ELSEWHERE = 0.2  # of the questions answered no: about a finding of another region
 
 
@@ -162,6 +163,9 @@ _ASK: dict[str, Callable[[Writer], Dialogue | None]] = {
 
 
 def sentences_to_dictate(writer: Writer) -> str:
-    """A sentence a radiologist might dictate of a study, true or not."""
+    """A sentence a radiologist might dictate of a study, true or not; one in three with a mistake."""
+    kind = AUDIBLE[writer.rng.integers(len(AUDIBLE))]
+    if writer.rng.random() < 1 / 3 and (wrong := plant(kind, writer)) is not None:
+        return wrong.text
     pool = [*writer.report(), writer.invent(absent_keys(writer.truth, writer.vocabulary))]
     return pool[writer.rng.integers(len(pool))].text

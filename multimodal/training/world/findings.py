@@ -19,34 +19,40 @@ Key = tuple[str, Side | None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding: where it occurs, whether it has sides, and its usual sizes if stated."""
+    """A kind of finding: where it occurs, whether it has sides, and its usual sizes if stated.
+
+    Attributes:
+        weight: how often, beside the others of its region.
+        many: the most of one side in a crowded body.
+    """
 
     name: str
     region: Region
     sided: bool
     size_mm: tuple[float, float] | None = None
-    weight: float = 1.0  # how often, beside the others of its region
+    weight: float = 1.0
+    many: int = 1
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("nodule", "chest", True, (6.0, 30.0), 1.6),
+    Kind("nodule", "chest", True, (6.0, 30.0), 1.6, many=6),
     Kind("mass", "chest", True, (32.0, 65.0)),
     Kind("consolidation", "chest", True),
     Kind("ground-glass opacity", "chest", True),
     Kind("pleural effusion", "chest", True),
     Kind("pneumothorax", "chest", True),
-    Kind("rib lesion", "chest", True, (12.0, 28.0)),
+    Kind("rib lesion", "chest", True, (12.0, 28.0), many=5),
     Kind("cardiomegaly", "chest", False, None, 1.5),
     Kind("pericardial effusion", "chest", False, None, 1.5),
     Kind("aortic calcification", "chest", False, None, 1.5),
-    Kind("vertebral lesion", "chest", False, (10.0, 22.0), 1.5),
-    Kind("intracerebral haemorrhage", "head", True, (12.0, 50.0)),
+    Kind("vertebral lesion", "chest", False, (10.0, 22.0), 1.5, many=4),
+    Kind("intracerebral haemorrhage", "head", True, (12.0, 50.0), many=2),
     Kind("subdural haematoma", "head", True),
     Kind("infarct", "head", True),
     Kind("hydrocephalus", "head", False, None, 1.5),
-    Kind("liver lesion", "abdomen", False, (10.0, 50.0), 1.5),
-    Kind("renal cyst", "abdomen", True, (12.0, 55.0)),
-    Kind("kidney stone", "abdomen", True, (5.0, 14.0)),
+    Kind("liver lesion", "abdomen", False, (10.0, 50.0), 1.5, many=5),
+    Kind("renal cyst", "abdomen", True, (12.0, 55.0), many=2),
+    Kind("kidney stone", "abdomen", True, (5.0, 14.0), many=4),
     Kind("ascites", "abdomen", False, None, 1.5),
     Kind("aortic aneurysm", "abdomen", False, (35.0, 65.0), 1.5),
 )
@@ -123,6 +129,11 @@ def random_keys(region: Region, rng: np.random.Generator, *, crowded: bool = Fal
         if len(kept) < count and not any(_hide(key, other) for other in kept):
             kept.append(key)
     return kept
+
+
+def several(keys: Sequence[Key], rng: np.random.Generator) -> list[Key]:
+    """Keys repeated at random: eyes learn from each of six nodules, drawn at the cost of one."""
+    return [key for key in keys for _ in range(int(rng.integers(KIND_OF[key[0]].many)) + 1)]
 
 
 def random_size(name: str, rng: np.random.Generator) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multimodal.training.world.body import Masks, Person, bumps, draw_table, random_person
+from multimodal.training.world.body import Masks, Person, bumps, draw_table, random_person, united
 from multimodal.training.world.canvas import Canvas
 from multimodal.training.world.findings import Key, Lesion, Region, Shown, random_size
 
@@ -56,10 +56,10 @@ class Head:
         self._base(canvas)
         self._face(canvas)
         draw_table(canvas, b + 40)
-        return {
-            lesion.key: _PAINT[lesion.shown.name](self, canvas, lesion, brain)
+        return united(
+            (lesion.key, _PAINT[lesion.shown.name](self, canvas, lesion, brain))
             for lesion in self.lesions
-        }
+        )
 
     def _grown(self, canvas: Canvas, by: float) -> np.ndarray:
         """What lies within `by` mm around the brain."""

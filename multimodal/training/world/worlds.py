@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from multimodal.training.world.abdomen import random_abdomen
 from multimodal.training.world.body import Body
 from multimodal.training.world.canvas import Canvas
 from multimodal.training.world.chest import random_chest
-from multimodal.training.world.findings import KINDS, REGIONS, Key, Region, random_keys
+from multimodal.training.world.findings import KINDS, REGIONS, Key, Region, random_keys, several
 from multimodal.training.world.head import random_head
 from multimodal.training.world.phantom import Rendered, random_phantom
 from multimodal.training.world.reports import PHANTOM, Vocabulary
@@ -107,11 +108,21 @@ def random_body(
 ) -> Body:
     """A person's region with findings; what is not given is drawn at random.
 
-    Crowded ones are of every region alike: eyes need as many livers as lungs to learn from.
+    Crowded ones are of every region alike: eyes need as many livers as lungs to learn from. Several
+    of a kind are there of one size, which so can be told of each.
     """
     region = region or REGIONS[rng.choice(3, p=None if crowded else _SHARES)]
     wanted = random_keys(region, rng, crowded=crowded) if keys is None else keys
-    return _MAKE[region](rng, wanted)
+    if not crowded:
+        return _MAKE[region](rng, wanted)
+    body: Any = _MAKE[region](rng, several(wanted, rng))
+    sizes: dict[str, float | None] = {}
+    alike = tuple(
+        replace(x, shown=replace(x.shown, size_mm=sizes.setdefault(x.shown.name, x.shown.size_mm)))
+        for x in body.lesions
+    )
+    crowd: Body = replace(body, lesions=alike)
+    return crowd
 
 
 def scanned(body: Body, scan: Scan, rng: np.random.Generator) -> Rendered:
@@ -124,8 +135,8 @@ def scanned(body: Body, scan: Scan, rng: np.random.Generator) -> Rendered:
 def truth_of(body: Body) -> list[NamedFinding]:
     """What a body shows, in channel order, right before left."""
     order = [kind.name for kind in KINDS]
-    shown = [lesion.shown for lesion in body.lesions]
-    return sorted(shown, key=lambda f: (order.index(f.name), f.side != "right"))
+    shown = {lesion.key: lesion.shown for lesion in body.lesions}  # of several, one is told
+    return sorted(shown.values(), key=lambda f: (order.index(f.name), f.side != "right"))
 
 
 def _body(rng: np.random.Generator, coarser: float, crowded: bool) -> Drawn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,29 @@ def test_crowded_bodies_are_of_every_region_alike() -> None:
     assert min(counts) > 75  # 100 expected, 3 standard deviations are 24
 
 
-@pytest.mark.parametrize(
-    ("seed", "crowded", "hidden"), [(30, True, 1), (37, False, 1), (0, True, 0)]
-)
+def test_of_several_alike_in_a_crowded_body_every_one_is_covered_and_one_is_told() -> None:
+    """Each lesion's own mask, drawn by itself, lies in the mask of its kind and side."""
+    body = next(
+        b for s in range(99)
+        if (b := random_body(np.random.default_rng((6, s)), crowded=True)).region == "chest"
+        and sum(x.key == ("nodule", "left") for x in b.lesions) > 2
+    )  # fmt: skip
+    nodules = [x for x in body.lesions if x.shown.name == "nodule"]
+    assert len({x.shown.size_mm for x in nodules}) == 1
+    told = [(f.name, f.side) for f in truth_of(body)]
+    assert sorted(set(told)) == sorted(told) == sorted({x.key for x in body.lesions})
+    scan = _scan(body, 2.5)
+    masks = body.draw(Canvas(scan))
+    left = [x for x in nodules if x.shown.side == "left"]
+    alone = [
+        replace(body, lesions=(x,)).draw(Canvas(scan))["nodule", "left"]  # type: ignore[type-var]
+        for x in left
+    ]
+    assert np.array_equal(np.logical_or.reduce(alone), masks["nodule", "left"])
+    assert masks["nodule", "left"].sum() > 1.5 * max(mask.sum() for mask in alone)
+
+
+@pytest.mark.parametrize(("seed", "crowded", "hidden"), [(37, False, 1), (0, True, 0)])
 def test_the_truth_holds_only_what_a_slice_shows(seed: int, crowded: bool, hidden: int) -> None:
     """A stone of 7 mm may lie between two slices of 7: then there is none to be seen."""
     rng = np.random.default_rng((77, seed))

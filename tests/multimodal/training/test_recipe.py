@@ -185,7 +185,7 @@ def test_a_corpus_goes_on_where_another_ended(tmp_path: Path, crowded: bool) -> 
     assert not np.array_equal(a.views[1], b.views[1])
 
 
-@pytest.mark.parametrize(("size", "seen"), [("medium", (96, 9, 12)), ("base", (224, 4, 14))])
+@pytest.mark.parametrize(("size", "seen"), [("medium", (192, 9, 12)), ("base", (224, 4, 14))])
 def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb(
     size: str, seen: tuple[int, int, int]
 ) -> None:
@@ -199,13 +199,13 @@ def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb(
 def test_on_another_device_no_tensor_stays_behind_on_the_cpu() -> None:
     """On the meta device, which like a GPU refuses to meet tensors of the CPU, and has no values."""
     model, size = build_demo(WORLDS["body"])[0].to("meta"), SIZES["small"]
-    pixels = torch.empty(16, 3, 96, 96, dtype=torch.uint8, device="meta")
+    pixels = torch.empty(16, 3, 192, 192, dtype=torch.uint8, device="meta")
     words = torch.empty(16, 9, dtype=torch.long, device="meta")
     dense = DenseModel(model.vision_tower, model.finding_head)
     features = dense.features(pixels)
     assert Contrast(size.tower_width, 2048).to("meta")(features, words).device.type == "meta"
     geometry = torch.empty(16, 11, device="meta")
-    assert model.vision_projector(features, geometry, 96).shape == (16, 9, size.hidden)
+    assert model.vision_projector(features, geometry, 192).shape == (16, 9, size.hidden)
     assert model.project_regions(features, geometry).shape == (len(keys_of()), size.hidden)
     mask = language._mask(words[:2], torch.float32)
     embeds = torch.empty(2, 9, size.hidden, device="meta")

@@ -1,0 +1,72 @@
+"""A tower that goes on with sharper pictures: what it has learned is kept, what is new starts silent.
+
+A stem that is wider, deeper or sees more pixels first answers as the one before it did (Chen et al.
+2016, Net2Net) and learns from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from encoders.vision import VisionTower, tower_from_config
+from multimodal.modeling import MultimodalForConditionalGeneration
+from multimodal.training.demo_model import Size, vision_config
+
+
+def see_as(model: MultimodalForConditionalGeneration, size: Size) -> None:
+    """Let a model go on with the pictures and the tower of a size, in place."""
+    model.config.vision_config = vision_config(size)
+    model.vision_tower = grown(model.vision_tower, model.config.vision_config)
+    model.config.view_profile, model.config.view_size = size.frame.profile, size.frame.size
+
+
+@torch.no_grad()
+def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
+    """A tower of `config` that sees what `old` sees in the same picture of fewer pixels.
+
+    Both have stems; the new one's levels are as many, each as wide or wider, with as many residual
+    blocks or more, the first one's stride the same or a multiple. All else is alike.
+    """
+    new = tower_from_config(config)
+    stem = "vit.conv1."
+    alike = {k: v for k, v in old.state_dict().items() if not k.startswith(stem)}
+    new.load_state_dict(alike, strict=False)
+    for before, after in zip(_levels(old), _levels(new), strict=True):
+        blocks = max(len(before) - 2, 1)  # a convolution and its blocks, then norm and ReLU
+        pairs = [*zip(before[:blocks], after[:blocks], strict=True)]
+        for one, other in [*pairs, *zip(before[blocks:], after[-2:], strict=False)]:
+            for small, large in zip(one.modules(), other.modules(), strict=True):
+                _take(small, large)
+    return new
+
+
+def _levels(tower: VisionTower) -> list[list[nn.Module]]:
+    """The layers of a stem's levels; the last is the convolution that ends it."""
+    vit: Any = tower.vit
+    levels: list[list[nn.Module]] = []
+    for layer in vit.conv1:
+        if isinstance(layer, nn.Conv2d):
+            levels.append([])
+        levels[-1].append(layer)
+    return levels
+
+
+def _take(small: nn.Module, large: nn.Module) -> None:
+    """The small one's weights in the large one, whose further channels tell it nothing yet."""
+    if not isinstance(small, nn.Conv2d | nn.GroupNorm):
+        return
+    out, weight = len(small.weight), small.weight
+    large_weight: Any = large.weight
+    large_bias: Any = large.bias
+    large_bias[:out] = small.bias
+    if weight.ndim == 1:
+        large_weight[:out] = weight
+        return
+    times = large_weight.shape[-1] // weight.shape[-1]
+    spread = weight.repeat_interleave(times, 2).repeat_interleave(times, 3) / times**2
+    large_weight[:out] = 0.0
+    large_weight[:out, : weight.shape[1]] = spread

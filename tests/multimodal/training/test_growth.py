@@ -1,0 +1,63 @@
+"""A tower that goes on with sharper pictures answers at first as it did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from encoders.vision import tower_from_config
+from multimodal.training.corpus import Frame
+from multimodal.training.demo_model import SIZES, Size, build_demo, vision_config
+from multimodal.training.growth import grown, see_as
+from multimodal.training.world.worlds import WORLDS
+
+COARSE = replace(
+    SIZES["small"], frame=Frame("crossread-ct-thin", 12), stem=((32, 0), (64, 2), (128, 1))
+)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        SIZES["small"],
+        COARSE,
+        replace(COARSE, stem=((48, 2), (80, 3), (144, 1))),
+        replace(SIZES["small"], stem=COARSE.stem),
+    ],
+    ids=["as shipped", "nothing new", "wider and deeper", "sharper alone"],
+)
+def test_a_grown_tower_sees_what_it_saw_before(after: Size) -> None:
+    torch.manual_seed(0)
+    before = tower_from_config(vision_config(COARSE)).eval()
+    for parameter in before.parameters():  # as trained ones are: no part is still silent
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    pixels = torch.randn(2, 3, 96, 96)
+    times = after.frame.size // 96
+    sharper = pixels.repeat_interleave(times, 2).repeat_interleave(times, 3)
+    tower = grown(before, vision_config(after)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(tower(sharper), before(pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_new_in_a_grown_tower_learns() -> None:
+    tower = grown(tower_from_config(vision_config(COARSE)), vision_config(SIZES["small"])).train()
+    optimiser = torch.optim.Adam(tower.parameters(), 0.01)  # moves whatever has a gradient
+    before = {name: value.clone() for name, value in tower.named_parameters()}
+    for _ in range(3):  # what follows a silent part learns first, then the part itself
+        optimiser.zero_grad()
+        tower(torch.randn(1, 3, 192, 192)).square().mean().backward()
+        optimiser.step()
+    still = [n for n, p in tower.named_parameters() if p.requires_grad and p.equal(before[n])]
+    assert still == []
+
+
+def test_a_model_goes_on_with_the_pictures_of_a_size() -> None:
+    model, _ = build_demo(WORLDS["body"])
+    model.vision_tower = tower_from_config(vision_config(COARSE))
+    model.config.view_profile, model.config.view_size = "crossread-ct-thin", 96
+    see_as(model, SIZES["small"])
+    assert model.vision_tower.preprocess.size == model.config.view_size == 192
+    assert model.config.view_profile == "crossread-ct-fine"
+    assert model.vision_tower.to_dict() == vision_config(SIZES["small"])
