@@ -23,10 +23,12 @@ def describe_study(views: np.ndarray, geometry: np.ndarray, features: torch.Tens
     Grey-value histograms and edge energy per window, field of view and slice spacing, mean and
     spread of the tower's features.
     """
-    grey = views.astype(np.float32) / 255.0
+    levels = np.arange(256, dtype=np.float32) / 255.0
     edges = [0.0, *np.linspace(0, 1, _BINS - 1)[1:-1].tolist(), 0.999, 1.001]
-    histograms = [np.sqrt(np.histogram(grey[:, c], edges)[0] / grey[:, c].size) for c in range(3)]
-    rough = [np.abs(np.diff(grey, n=2, axis=a)).mean((0, 2, 3)) for a in (2, 3)]
+    counts = [np.bincount(views[:, c].ravel(), minlength=256) for c in range(3)]
+    histograms = [np.sqrt(np.histogram(levels, edges, weights=n)[0] / n.sum()) for n in counts]
+    grey = views.astype(np.int16)
+    rough = [np.abs(np.diff(grey, n=2, axis=a)).mean((0, 2, 3)) / 255.0 for a in (2, 3)]
     # the field of view and the distance between views, both in logs of mm
     step = np.linalg.norm(np.diff(geometry[:, :3], axis=0), axis=1) if len(geometry) > 1 else [1.0]
     across = np.linalg.norm(geometry[0, 3:6]) * views.shape[-1]

@@ -43,7 +43,7 @@ from multimodal.training.corpus import (
 from multimodal.training.demo_model import SIZES, build_demo
 from multimodal.training.growth import see_as
 from multimodal.training.hearing import HEARING, train_hearing
-from multimodal.training.language import train_language
+from multimodal.training.language import encode_corpus, train_language
 from multimodal.training.loop import Schedule
 from multimodal.training.regions import train_regions
 from multimodal.training.vision_pretraining import DenseModel, train_vision
@@ -251,6 +251,8 @@ def _together(
     schedule = recipe.schedule(recipe.together_steps, 3e-4, 8, save_every=100)
     _once(recipe.work, "together", model,
           lambda: train_language(model, processor, recipe.work, schedule, together=True))  # fmt: skip
+    if recipe.together_steps:  # what is kept was seen by the tower before
+        (recipe.work / "features.done").unlink(missing_ok=True)
 
 
 def _hearing(
@@ -303,7 +305,8 @@ def novelty_of(
         return describe_study(views, geometry, model.encode_images(pixels))
 
     def seen(index: int) -> np.ndarray:
-        return described(np.array(corpus.views[index]), np.array(corpus.geometry[index]))
+        views, geometry = np.array(corpus.views[index]), np.array(corpus.geometry[index])
+        return describe_study(views, geometry, torch.from_numpy(np.array(features[index])))
 
     def drawn(seed: int) -> np.ndarray:
         rng = np.random.default_rng((NOVELTY_SEED, seed))
@@ -311,15 +314,13 @@ def novelty_of(
         views = make_views(to_volume(rendered), PROFILES[model.config.view_profile])
         return described(views.pixels, views.geometry)
 
-    training = corpus.training()[:NUM_NOVELTY]
+    training, features = corpus.training()[:NUM_NOVELTY], encode_corpus(model, recipe.work)
     with ThreadPoolExecutor(recipe.num_workers) as pool:
         found = pool.map(drawn, range(NUM_DRAWN))
         finer = list(tqdm(found, total=NUM_DRAWN, desc="range", mininterval=10))
-    fitted, kept = finer[: 2 * NUM_DRAWN // 3], finer[2 * NUM_DRAWN // 3 :]
-    return fit_novelty(
-        np.stack([*map(seen, training), *fitted]),
-        np.stack([*map(seen, corpus.held_out(HELD_OUT)), *kept]),
-    )
+        fitted, kept = finer[: 2 * NUM_DRAWN // 3], finer[2 * NUM_DRAWN // 3 :]
+        usual = [list(pool.map(seen, which)) for which in (training, corpus.held_out(HELD_OUT))]
+    return fit_novelty(np.stack([*usual[0], *fitted]), np.stack([*usual[1], *kept]))
 
 
 def write_sample(folder: Path, world: World) -> None:

@@ -224,6 +224,31 @@ def test_an_impression_repeats_what_the_report_claims_and_never_what_it_left_out
                 assert name not in impression.lower()
 
 
+def test_what_is_dictated_has_every_mistake_that_can_be_heard() -> None:
+    """Of one nodule: said true, on the other side, far larger or smaller, denied, or beside another."""
+    truth = [NamedFinding("nodule", "right", 12.0)]
+    said: Counter[str] = Counter()
+    for seed in range(600):
+        vocabulary = WORLDS["phantom"].vocabularies[0]
+        text = dialogues.sentences_to_dictate(
+            Writer(truth, np.random.default_rng(seed), vocabulary)
+        ).lower()
+        if "nodule" not in text:
+            said["other"] += 1
+        elif "no " in text or "without" in text:
+            said["denied"] += 1
+        elif "left" in text:
+            said["left"] += 1
+        else:
+            right = ("12 mm" in text, "1.2 cm" in text)
+            said[
+                "right" if any(right) else "unit" if "12 cm" in text or "1.2 mm" in text else "size"
+            ] += 1
+    assert min(said[kind] for kind in ("right", "left", "unit", "size", "denied", "other")) > 8, (
+        said
+    )
+
+
 def test_wrong_sizes_are_as_common_as_right_ones_over_the_usual_range() -> None:
     """Else the number alone would betray a mistake: quartiles of both, within a tenth."""
     usual, rng = (6.0, 30.0), np.random.default_rng(4)
