@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from multimodal.training.cases import (
     Case,
     Talk,
     make_case,
+    processes,
     world_of,
 )
 from multimodal.training.measures import fit_calibration
@@ -63,24 +66,32 @@ class Answers:
     left_out: bool
 
 
-def calibrate(model: Path, num_studies: int) -> None:
+def calibrate(model: Path, num_studies: int, num_workers: int = 1) -> None:
     """Fit both on studies kept for it and write them into the configuration."""
-    from tqdm import tqdm
-
-    backend = LocalBackend.from_pretrained(model, device="cpu")
-    backend.model.config.choice_calibration = None  # as the scores are
-    world = world_of(backend.model.config)
-    answers = []
-    for seed in tqdm(range(num_studies), desc="calibrate", mininterval=10):
-        case = make_case(world, seed, CALIBRATION_SEED)
-        answers.append(_ask(Talk(backend, case), case))
-    backend.close()
+    shares = [range(i, num_studies, num_workers) for i in range(num_workers)]
+    with processes(num_workers) as pool:
+        told = pool.map(partial(_ask_about, model), shares)
+        answers = list(chain.from_iterable(told))
     fitted = _fit_choices(answers)
     file = model / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["choice_calibration"] = fitted
     config["review_weights"] = asdict(fit_review(answers, fitted))
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _ask_about(model: Path, seeds: range) -> list[Answers]:
+    """What a process answers about some kept studies."""
+    from tqdm import tqdm
+
+    backend = LocalBackend.from_pretrained(model, device="cpu")
+    backend.model.config.choice_calibration = None  # as the scores are
+    world, answers = world_of(backend.model.config), []
+    for seed in tqdm(seeds, desc="calibrate", mininterval=10):
+        case = make_case(world, seed, CALIBRATION_SEED)
+        answers.append(_ask(Talk(backend, case), case))
+    backend.close()
+    return answers
 
 
 def _ask(talk: Talk, case: Case) -> Answers:

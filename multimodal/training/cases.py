@@ -5,12 +5,15 @@ Every study is drawn from its own seed, written as DICOM and read back like any 
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from encoders.dicom import Volume, load_volume, write_ct_series
 from multimodal import prompts
@@ -44,6 +47,14 @@ class Case:
     vocabulary: Vocabulary
     questions: tuple[Dialogue, ...]
     report: Faulty
+
+
+def processes(count: int) -> Executor:
+    """Processes of one thread each, or this process where one is enough."""
+    if count == 1:
+        return ThreadPoolExecutor(1)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,))
 
 
 def world_of(config: MultimodalConfig) -> World:

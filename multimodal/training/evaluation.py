@@ -10,16 +10,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import multiprocessing
 import os
 import pickle
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import (
-    Executor,
     Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
     as_completed,
 )
 from dataclasses import replace
@@ -44,6 +40,7 @@ from multimodal.training.cases import (
     Talk,
     blanked,
     make_case,
+    processes,
     world_of,
 )
 from multimodal.training.measures import Asked, Pointed, Scores, mean
@@ -246,14 +243,6 @@ def examine_some(model: Path, seeds: range, few: int) -> tuple[Scores, Scores, S
     return seeing, blind, shuffled
 
 
-def _workers(count: int) -> Executor:
-    """Processes of one thread each, or this process where one is enough."""
-    if count == 1:
-        return ThreadPoolExecutor(1)
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,))
-
-
 def kept(file: Path, measure: Callable[..., Any], *args: Any) -> Any:
     """What was measured before a kill, or measured now and kept in a file."""
     if file.is_file():
@@ -279,7 +268,7 @@ def evaluate(
     config = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
     done = work / f"{weights[:12]}-{config[:12]}"
     done.mkdir(parents=True, exist_ok=True)
-    with _workers(num_workers) as pool:
+    with processes(num_workers) as pool:
 
         def begin(name: str, measure: Callable[..., Any], *args: Any) -> Future[Any]:
             return pool.submit(kept, done / f"{name}.pkl", measure, model, *args)

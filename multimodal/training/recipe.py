@@ -198,7 +198,10 @@ def _once(work: Path, name: str, module: nn.Module, train: Callable[[], None]) -
 def _vision(
     recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
 ) -> None:
-    dense, schedule = _dense(model), recipe.schedule(recipe.vision_steps, 1.2e-3, 48)
+    dense, schedule = (
+        _dense(model),
+        recipe.schedule(recipe.vision_steps, 1.2e-3, 48, save_every=700),
+    )
     before = {name: value.clone() for name, value in dense.state_dict().items()}
 
     def learn() -> None:
@@ -270,7 +273,7 @@ def _save(
     novelty_of(model.eval(), open_corpus(recipe.work), recipe).save(recipe.out)
     save(model, recipe.out)
     processor.save_pretrained(recipe.out)
-    calibrate(recipe.out, NUM_CALIBRATED)
+    calibrate(recipe.out, NUM_CALIBRATED, recipe.num_workers)
     write_sample(recipe.out / "sample", WORLDS[recipe.world])
     logger.info("the demo checkpoint is in %s; now run the evaluation", recipe.out.name)
 
