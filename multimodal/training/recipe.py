@@ -66,7 +66,6 @@ STAGES = (
 )
 NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 600, 240
 NOVELTY_SEED = 700_000  # beyond every corpus
-NEW_SHARE = 0.75  # of a tower's weights, where it goes on from a checkpoint
 SAMPLE_SEED = 900_003  # beyond every corpus; of 40 drawn, one whose reading makes a clear example
 SAMPLE_SHAPE = (48, 256, 256)
 SAMPLE_KEYS: list[Key] = [("nodule", "right"), ("pleural effusion", "left"), ("cardiomegaly", None)]
@@ -78,8 +77,8 @@ class Recipe:
 
     Attributes:
         work, out: where the stages keep their states, where the checkpoint goes.
-        parent: folder of a checkpoint to go on from; empty, everything is drawn anew. Its vision tower
-            ends three quarters of the way from what it was to what it becomes.
+        parent: folder of a checkpoint to go on from; empty, everything is drawn anew.
+        new_share: how far a parent's vision tower goes from what it was to what it becomes.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
         crowd: studies crowded with findings, from which the vision tower learns.
@@ -94,6 +93,7 @@ class Recipe:
     work: Path = Path(".work")
     out: Path = DEMO
     parent: str = ""
+    new_share: float = 0.75
     stages: str = ",".join(STAGES)
     world: str = "body"
     coarser: float = 2.5
@@ -207,20 +207,20 @@ def _vision(
     def learn() -> None:
         train_vision(dense, processor.tokenizer, recipe.work, schedule)
         if recipe.parent:
-            go_part_way(dense, before)
+            go_part_way(dense, before, recipe.new_share)
 
     _once(recipe.work, "vision", dense, learn)
 
 
 @torch.no_grad()
-def go_part_way(module: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
-    """Weights part of the way from what they were to what they are (Wortsman et al. 2022, WiSE-FT).
+def go_part_way(module: nn.Module, before: Mapping[str, torch.Tensor], share: float) -> None:
+    """Weights a share of the way from what they were to what they are (Wortsman et al. 2022, WiSE-FT).
 
     A tower that goes on with other studies learns of them and forgets of those before.
     """
     for name, value in module.state_dict().items():
         if value.is_floating_point():
-            value.lerp_(before[name].to(value), 1.0 - NEW_SHARE)
+            value.lerp_(before[name].to(value), 1.0 - share)
 
 
 def _audio(

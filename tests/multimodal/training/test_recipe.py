@@ -159,7 +159,7 @@ def test_a_tower_that_went_on_ends_part_of_the_way_from_before_to_after() -> Non
     before = {name: value.clone() for name, value in tower.state_dict().items()}
     tower.weight.data += torch.tensor([2.0, 0.0, -4.0])
     tower.num_batches_tracked += 7  # no weight: it stays as it has become
-    recipe.go_part_way(tower, before)
+    recipe.go_part_way(tower, before, 0.75)
     assert tower.weight.tolist() == [2.5, 1.0, -2.0]
     assert int(tower.num_batches_tracked) == 7
 
