@@ -62,8 +62,8 @@ class Frame:
 class Make:
     """How a corpus is made: of which world, how many studies, how coarse, seen in which frame.
 
-    In a crowded one small findings are ten times as frequent, for eyes to learn from. Study i is
-    drawn from seed `first + i`.
+    In a crowded one small findings are ten times as frequent and several of a kind lie together, for
+    eyes to learn from. Study i is drawn from seed `first + i`.
     """
 
     world: str = "body"

@@ -14,10 +14,7 @@ import os
 import pickle
 import platform
 from collections.abc import Callable, Sequence
-from concurrent.futures import (
-    Future,
-    as_completed,
-)
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path

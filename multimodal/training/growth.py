@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from encoders.errors import IncompatibleModel
 from encoders.vision import VisionTower, tower_from_config
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.training.demo_model import Size, vision_config
@@ -30,7 +31,15 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
 
     Both have stems; the new one's levels are as many, each as wide or wider, with as many residual
     blocks or more, the first one's stride the same or a multiple. All else is alike.
+
+    Raises:
+        IncompatibleModel: this is not so.
     """
+    if not _fits(old.to_dict(), config):
+        raise IncompatibleModel(
+            "the parent's vision tower cannot go on as this size: its layers, width or stem differ in"
+            " more than channels, blocks and pixels; choose the size that it was trained in, or no parent"
+        )
     new = tower_from_config(config)
     stem = "vit.conv1."
     alike = {k: v for k, v in old.state_dict().items() if not k.startswith(stem)}
@@ -42,6 +51,23 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
             for small, large in zip(one.modules(), other.modules(), strict=True):
                 _take(small, large)
     return new
+
+
+def _fits(small: Mapping[str, Any], large: Mapping[str, Any]) -> bool:
+    """Whether two configurations differ only in what a tower can grow by."""
+    if not (small.get("stem") and large.get("stem")) or small["grid"] != large["grid"]:
+        return False
+    arches = [dict(config["arch"]["vision_cfg"]) for config in (small, large)]
+    before, after = (arch.pop("patch_size") for arch in arches)
+    for arch in arches:
+        arch.pop("image_size")
+    levels = [*zip(small["stem"], large["stem"], strict=False)]
+    return (
+        arches[0] == arches[1]
+        and after % before == 0
+        and len(small["stem"]) == len(large["stem"])
+        and all(a <= b for one, other in levels for a, b in zip(one, other, strict=True))
+    )
 
 
 def _levels(tower: VisionTower) -> list[list[nn.Module]]:

@@ -37,11 +37,11 @@ class DenseModel(nn.Module):
         self.tower, self.head = tower, head
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 `[n, 3, 96, 96]` -> presence logits and log sizes `[n, 144, F]`."""
+        """uint8 `[n, 3, side, side]` -> presence logits and log sizes `[n, patches, F]`."""
         return self.head(self.features(pixels))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 `[n, 3, 96, 96]` -> tower features `[n, 144, width]`."""
+        """uint8 `[n, 3, side, side]` -> tower features `[n, patches, width]`."""
         return self.tower(self.tower.preprocess.normalise(pixels))
 
 
@@ -156,7 +156,7 @@ def train_vision(
 
 
 def _short_attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU the fused kernel's gradient takes three times as long where a picture has 144 patches."""
+    """On a CPU the fused kernel takes half as long again where a picture has 144 patches."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 

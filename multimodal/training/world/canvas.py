@@ -81,10 +81,7 @@ class Canvas:
         """A mask of the canvas: a superellipse whose radii differ from slice to slice."""
         u, v = np.abs(self.px) ** power, np.abs(self.py - y) ** power
         a, b = (np.power(r, -power).astype(np.float32) for r in (half_width, half_depth))
-        mask = self.everywhere()
-        for flat, wide, deep in zip(mask, a, b, strict=True):  # one slice at a time is cached
-            np.less(u * wide + v * deep, 1, out=flat)
-        return mask
+        return u[None] * a[:, None, None] + v[None] * b[:, None, None] < 1
 
     def ball(
         self,

@@ -202,16 +202,15 @@ class Chest:
             bow -= (canvas.py / (1.1 * lung.radii[1])) ** 2
             dome = lung.dome[0] + lung.dome[1] * bow
             flat = (sign * canvas.px > 0) & ~middle
-            mask = cage & flat[None]
-            grey = self.lung_hu + 0.35 * canvas.up * canvas.py
-            oblique = lung.oblique(canvas.py) + 5 * np.sin(canvas.px / 40)
-            thick = max(0.9, 0.5 * canvas.scan.spacing_mm[0])
-            for hu, inside, bumpy, z in zip(canvas.hu, mask, grain, canvas.z, strict=True):
-                inside &= z > dome
-                np.copyto(hu, grey + 14.0 * bumpy, where=inside)
-                if canvas.scan.spacing_mm[0] < 3.0:
-                    line = inside & (np.abs(z - oblique) < thick)
-                    np.add(hu, 110.0, out=hu, where=line, casting="unsafe")
+            mask = cage & flat[None] & (canvas.z[:, None, None] > dome[None])
+            value = self.lung_hu + 0.35 * canvas.up * canvas.py[None] + 14.0 * grain
+            np.copyto(canvas.hu, value, where=mask)
+            oblique = lung.oblique(canvas.py)[None] + 5 * np.sin(canvas.px / 40)
+            line = np.abs(canvas.z[:, None, None] - oblique) < max(
+                0.9, 0.5 * canvas.scan.spacing_mm[0]
+            )
+            if canvas.scan.spacing_mm[0] < 3.0:
+                canvas.add(line & mask, 110.0)
             masks[side] = mask
         return masks
 

@@ -113,16 +113,19 @@ def random_body(
     """
     region = region or REGIONS[rng.choice(3, p=None if crowded else _SHARES)]
     wanted = random_keys(region, rng, crowded=crowded) if keys is None else keys
-    if not crowded:
-        return _MAKE[region](rng, wanted)
-    body: Any = _MAKE[region](rng, several(wanted, rng))
+    body = _MAKE[region](rng, several(wanted, rng) if crowded else wanted)
+    return _alike(body) if crowded else body
+
+
+def _alike(body: Any) -> Body:
+    """The body with every lesion of a kind as large as the first."""
     sizes: dict[str, float | None] = {}
-    alike = tuple(
-        replace(x, shown=replace(x.shown, size_mm=sizes.setdefault(x.shown.name, x.shown.size_mm)))
-        for x in body.lesions
-    )
-    crowd: Body = replace(body, lesions=alike)
-    return crowd
+    lesions = []
+    for lesion in body.lesions:
+        size = sizes.setdefault(lesion.shown.name, lesion.shown.size_mm)
+        lesions.append(replace(lesion, shown=replace(lesion.shown, size_mm=size)))
+    alike: Body = replace(body, lesions=tuple(lesions))
+    return alike
 
 
 def scanned(body: Body, scan: Scan, rng: np.random.Generator) -> Rendered:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from encoders.errors import IncompatibleModel
 from encoders.vision import tower_from_config
 from multimodal.training.corpus import Frame
 from multimodal.training.demo_model import SIZES, Size, build_demo, vision_config
@@ -39,6 +40,22 @@ def test_a_grown_tower_sees_what_it_saw_before(after: Size) -> None:
     tower = grown(before, vision_config(after)).eval()
     with torch.no_grad():
         torch.testing.assert_close(tower(sharper), before(pixels), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        SIZES["medium"],
+        SIZES["base"],
+        replace(COARSE, stem=((32, 0), (48, 2), (128, 1))),
+        replace(COARSE, stem=((32, 0), (64, 1), (128, 1))),
+    ],
+    ids=["other width", "other grid", "narrower", "shallower"],
+)
+def test_what_a_tower_cannot_grow_into_is_refused_with_a_reason(after: Size) -> None:
+    before = tower_from_config(vision_config(COARSE))
+    with pytest.raises(IncompatibleModel, match="cannot go on as this size"):
+        grown(before, vision_config(after))
 
 
 def test_what_is_new_in_a_grown_tower_learns() -> None:

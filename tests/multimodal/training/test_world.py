@@ -240,10 +240,8 @@ def test_what_is_dictated_has_every_mistake_that_can_be_heard() -> None:
         elif "left" in text:
             said["left"] += 1
         else:
-            right = ("12 mm" in text, "1.2 cm" in text)
-            said[
-                "right" if any(right) else "unit" if "12 cm" in text or "1.2 mm" in text else "size"
-            ] += 1
+            kinds = {"12 mm": "right", "1.2 cm": "right", "12 cm": "unit", "1.2 mm": "unit"}
+            said[next((kind for size, kind in kinds.items() if size in text), "size")] += 1
     assert min(said[kind] for kind in ("right", "left", "unit", "size", "denied", "other")) > 8, (
         said
     )
