@@ -40,6 +40,7 @@ _NAME = r"((right|left) )?[a-z][a-z -]{1,40}[a-z]( [1-9][0-9]{0,2} mm)?"
 FINDINGS_FORM = rf"(no findings|{_NAME}(; {_NAME}){{0,9}})"
 VERDICT_FORM = r"(agrees|nothing|(insertion|direction|size|unit|typo|omission): [A-Za-z0-9][A-Za-z0-9 ,.-]{1,160})"
 SIZE_FORM = r"[1-9][0-9]{0,2} mm"
+SIZES = tuple(f"{mm} mm" for mm in range(3, 81))  # of which a model says how likely each is
 
 NO_FINDINGS = "no findings"
 AGREES = "agrees"

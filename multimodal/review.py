@@ -15,18 +15,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multimodal.prompts import AGREES, ERROR_TYPES, NOTHING_OMITTED, NamedFinding, Side
+from multimodal.prompts import (
+    AGREES,
+    ERROR_TYPES,
+    NOTHING_OMITTED,
+    NamedFinding,
+    Side,
+    parse_size_mm,
+)
 from multimodal.terms import mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
+Sizes = Mapping[float, float]  # of a finding, the probability of each in mm; empty if not asked
 
 VERDICTS = (AGREES, *ERROR_TYPES)
 OMISSION = (NOTHING_OMITTED, "omission")  # verdicts on a whole report
 MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 _LEAST = 1e-4  # no answer is taken for more certain
-_FAR = math.log(1.4)  # sizes that differ by more are likelier wrong than measured badly
-_SPREAD = 0.15  # of the logarithm of a measured size
+_FAR = math.log(1.3)  # sizes that differ by less are the same to two readers
 _HINT = 2.0  # log odds that a sentence with such words, or without, denies
 _DENIED = re.compile(
     r"\b(no|not|non|without|free of|normal|intact|unremarkable|clear|negative|absent|resolved)\b"
@@ -114,7 +121,7 @@ def denial(sentence: str, said: Mapping[str, float]) -> float:
 
 def weigh(
     said: Mapping[str, float], claim: NamedFinding | None, presence: Presence, *,
-    denied: float, measured_mm: float | None, weights: ReviewWeights,
+    denied: float, sizes: Sizes, weights: ReviewWeights,
 ) -> dict[str, float]:  # fmt: skip
     """Probability of every verdict on a sentence.
 
@@ -123,10 +130,10 @@ def weigh(
         claim: what the sentence speaks of.
         presence: of every finding that the model knows, asked for one by one.
         denied: probability that the sentence denies it.
-        measured_mm: the size that the model states of the finding, if the sentence states one.
+        sizes: that the finding may have, if the sentence states one.
         weights: of the two.
     """
-    seen = seen_of(claim, presence, denied=denied, measured_mm=measured_mm)
+    seen = seen_of(claim, presence, denied=denied, sizes=sizes)
     scores = {
         kind: weights.said * _log(said[kind])
         + weights.seen * _log(seen[kind])
@@ -139,7 +146,7 @@ def weigh(
 
 
 def seen_of(
-    claim: NamedFinding | None, presence: Presence, *, denied: float, measured_mm: float | None
+    claim: NamedFinding | None, presence: Presence, *, denied: float, sizes: Sizes
 ) -> dict[str, float]:
     """How likely every verdict is by the findings alone; even of what they tell nothing about."""
     seen = dict.fromkeys(VERDICTS, 0.5)
@@ -151,7 +158,7 @@ def seen_of(
     if claim.side:
         other: Side = "left" if claim.side == "right" else "right"
         there = _bounded(presence.get((claim.name, other), 0.0))
-    wrong_size = _wrong_size(claim.size_mm, measured_mm)
+    wrong_size = _wrong_size(claim.size_mm, sizes)
     stated = 1 - denied
     return seen | {
         AGREES: denied * absent + stated * (1 - absent) * (1 - wrong_size),
@@ -205,13 +212,19 @@ def left_out(said: float, unspoken: float, weights: ReviewWeights) -> float:
     return 1 / (1 + math.exp(-(words * log_odds(said) + sight * log_odds(unspoken) + added)))
 
 
+def states(written: str, key: Key) -> bool:
+    """Whether a sentence says that a finding is there."""
+    name, side = key
+    return not _DENIED.search(written.lower()) and any(
+        side in (None, said) for _, said in mentions(written, [name])
+    )
+
+
 def lacking(key: Key, written: str | None) -> str:
     """The sentence that a report lacks: as the model would have it if that states this finding."""
-    name, side = key
-    stated = [] if written is None or _DENIED.search(written.lower()) else mentions(written, [name])
-    if written is not None and any(side in (None, said) for _, said in stated):
+    if written is not None and states(written, key):
         return written
-    words = " ".join(word for word in (side, name) if word)
+    words = " ".join(word for word in reversed(key) if word)
     return f"{words[:1].upper()}{words[1:]}."
 
 
@@ -226,7 +239,7 @@ def mended(sentence: str, kind: str, measured_mm: float | None, written: str | N
     Args:
         sentence: of the report.
         kind: what is wrong with it.
-        measured_mm: the size that the model states, None where it was not asked.
+        measured_mm: the size that the finding has, None where nobody asked.
         written: the sentence as the model would have it, None where it says something else.
     """
     if kind == "insertion":
@@ -297,11 +310,28 @@ def _a_letter_apart(word: str, other: str) -> bool:
     return swapped or max(len(word), len(other)) == 1
 
 
-def _wrong_size(said_mm: float | None, measured_mm: float | None) -> float:
-    if not said_mm or not measured_mm:
+def sizes_of(chances: Mapping[str, float]) -> Sizes:
+    """From the probability of each of `prompts.SIZES`."""
+    read = ((parse_size_mm(words), chance) for words, chance in chances.items())
+    return {size_mm: chance for size_mm, chance in read if size_mm}
+
+
+def median_mm(sizes: Sizes) -> float | None:
+    """The size that the finding is as likely above as below; None of none."""
+    total = 0.0
+    for size_mm, chance in sorted(sizes.items()):
+        total += chance
+        if total >= 0.5 * sum(sizes.values()):
+            return size_mm
+    return None
+
+
+def _wrong_size(said_mm: float | None, sizes: Sizes) -> float:
+    """How likely a finding has another size than is said."""
+    if not said_mm or not sizes:
         return _LEAST
-    off = abs(math.log(said_mm / measured_mm))
-    return _bounded(1 / (1 + math.exp((_FAR - off) / _SPREAD)))
+    far = (p for size_mm, p in sizes.items() if abs(math.log(said_mm / size_mm)) > _FAR)
+    return _bounded(sum(far))
 
 
 def _bounded(chance: float) -> float:

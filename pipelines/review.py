@@ -17,16 +17,20 @@ from multimodal.review import (
     MAX_OMISSIONS,
     OMISSION,
     VERDICTS,
+    Key,
+    Sizes,
     claim_of,
     denial,
     is_spoken,
     lacking,
     left_out,
+    median_mm,
     mended,
+    states,
     surest_unspoken,
     weigh,
 )
-from multimodal.terms import mentions, spoken_of
+from multimodal.terms import deny, mentions, spoken_of
 from pipelines.evidence import Discrepancy, Evidence, Finding, as_evidence, locate
 from pipelines.session import Session, Step
 
@@ -84,7 +88,7 @@ def _judge(
     prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
     try:
         judged = session.ask(prompt, choices=VERDICTS)
-        chances, measured_mm = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
+        chances, sizes = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
         probability = 1.0 - chances.get(prompts.AGREES, 0.0)
         if probability < 0.5:
             return None
@@ -95,25 +99,24 @@ def _judge(
     kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
     verdict = prompts.parse_verdict(said.text)
     written = verdict.correction if verdict and verdict.error == kind else None
-    correction = mended(sentence, kind, measured_mm, written)
+    correction = mended(sentence, kind, median_mm(sizes), written)
     return _Judged(kind, correction, probability if judged.choices else None)
 
 
 def _weighed(
     session: Session, sentence: str, said: Mapping[str, float]
-) -> tuple[Mapping[str, float], float | None]:
-    """Verdicts by what is said and what is seen, and the size measured if the sentence states one."""
+) -> tuple[Mapping[str, float], Sizes]:
+    """Verdicts by what is said and what is seen, and the sizes seen if the sentence states one."""
     able = session.backend.capabilities()
     if able.review is None:
-        return said, None
+        return said, {}
     claim = claim_of(sentence, [name for name, _ in able.findings])
-    denied, measured_mm = denial(sentence, said), None
+    denied = denial(sentence, said)
+    sizes: Sizes = {}
     if claim and claim.size_mm and denied < 0.5:
-        measured_mm = session.size(claim.name, claim.side)
-    found = weigh(
-        said, claim, session.presence, denied=denied, measured_mm=measured_mm, weights=able.review
-    )
-    return found, measured_mm
+        sizes = session.sizes(claim.name, claim.side)
+    found = weigh(said, claim, session.presence, denied=denied, sizes=sizes, weights=able.review)
+    return found, sizes
 
 
 def _omissions(
@@ -152,17 +155,32 @@ def _omission(
             chance = left_out(chance, unspoken[1] if unspoken else 0.0, able.review)
         if chance < 0.5:
             return None
-        said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
+        missing = yield from _omitted(session, step, prompt)
+        if unspoken is not None and unspoken[1] >= 0.5:
+            missing = yield from _worded(session, step, unspoken[0], missing, prompt)
+        elif unspoken is not None and missing and is_spoken(session.presence, missing, kept, names):
+            return None
     except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), "what the report leaves out"))
         return None
-    verdict = prompts.parse_verdict(said.text)
-    missing = verdict.correction if verdict and verdict.error == "omission" else None
-    if unspoken is not None and unspoken[1] >= 0.5:
-        missing = lacking(unspoken[0], missing)
-    elif unspoken is not None and missing and is_spoken(session.presence, missing, kept, names):
-        return None
     return _Judged("omission", missing, chance if judged.choices else None)
+
+
+def _omitted(session: Session, step: Step, prompt: str) -> Generator[Step, None, str | None]:
+    """The sentence that the model's answer says is left out, None if it says something else."""
+    said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
+    verdict = prompts.parse_verdict(said.text)
+    return verdict.correction if verdict and verdict.error == "omission" else None
+
+
+def _worded(
+    session: Session, step: Step, key: Key, written: str | None, prompt: str
+) -> Generator[Step, None, str]:
+    """The sentence that states a finding: as it is written, or as the model corrects its denial."""
+    if written is None or not states(written, key):
+        asked = prompts.CHECK_SENTENCE.format(sentence=deny(*key, like=prompt))
+        written = yield from _omitted(session, step, asked)
+    return lacking(key, written)
 
 
 def _unspoken(

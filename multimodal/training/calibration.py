@@ -151,7 +151,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
                 line.claim,
                 presence,
                 denied=denial(line.text, chances),
-                measured_mm=line.measured_mm,
+                sizes=line.sizes,
             )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])

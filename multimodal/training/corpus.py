@@ -29,7 +29,7 @@ from multimodal.training.world.worlds import WORLDS, World
 
 HELD_OUT = 256  # the first studies of a corpus are never trained on
 _FULL = 1000
-_SHARE = (Window("share", _FULL / 2, _FULL),) * 3
+_SHARE = (Window("share", _FULL / 2, _FULL, "max"),) * 3  # a dot of one slice is in a MIP
 _FOLDERS = {False: "corpus", True: "crowd"}
 LEAST = 5  # of 255: a plaque in one corner of its patch is shown
 
@@ -123,11 +123,19 @@ class Corpus:
         """Indices of studies to train on."""
         return range(HELD_OUT, self.num_studies)
 
-    def slices(self, rng: np.random.Generator, n: int) -> SliceBatch:
-        """Random training slices, two thirds of them with a finding, small ones more often."""
-        shown = list(self._showing().values())
-        weights = np.array([len(pick) for pick in shown]) ** -0.5
-        chosen = rng.choice(len(shown), 2 * n // 3, p=weights / weights.sum())
+    def slices(
+        self, rng: np.random.Generator, n: int, weights: np.ndarray | None = None
+    ) -> SliceBatch:
+        """Random training slices, two thirds of them with a finding.
+
+        Each of the `F` findings is there as often as its weight says; small ones more often without.
+        """
+        showing = self._showing()
+        often = [
+            len(pick) ** -0.5 if weights is None else weights[f] for f, pick in showing.items()
+        ]
+        shown = list(showing.values())
+        chosen = rng.choice(len(shown), 2 * n // 3, p=np.array(often) / sum(often))
         picks = [shown[k] for k in chosen]
         rows = [pick[rng.integers(len(pick))] for pick in picks]
         rest = n - len(rows)

@@ -29,6 +29,7 @@ from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
 from multimodal.review import OMISSION, ReviewWeights
 from multimodal.sparse import counting_flops, set_sparsity
+from multimodal.terms import is_chinese
 from multimodal.training.audio_pretraining import dictate, edit_distance
 from multimodal.training.card import card_table, write_card
 from multimodal.training.cases import (
@@ -120,7 +121,7 @@ def dictations(model: Path, num: int) -> dict[str, float]:
             world, np.random.default_rng((FIRST_SEED, 7, seed)), seed, held_out=True
         )
         heard = hear(backend, speech)
-        chinese = any("一" <= c <= "鿿" for c in text)
+        chinese = is_chinese(text)
         name = "Chinese character" if chinese else "word"
         right, given = (list(t) if chinese else t.split() for t in (text, heard))
         errors[name] = errors.get(name, 0) + edit_distance(right, given)
@@ -151,7 +152,7 @@ def dictated_checks(model: Path, num_studies: int) -> dict[str, float]:
         spoken = []
         for question in questions:
             sentence = question.question.removeprefix(prompts.CHECK_SENTENCE.format(sentence=""))
-            voices = HELD_OUT_VOICES["zh" if any("一" <= c <= "鿿" for c in sentence) else "en"]
+            voices = HELD_OUT_VOICES["zh" if is_chinese(sentence) else "en"]
             speech = synthesise(sentence, voices[number % len(voices)], rng)
             heard = prompts.CHECK_SENTENCE.format(sentence=hear(backend, speech))
             spoken.append(replace(question, question=heard))

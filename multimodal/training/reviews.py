@@ -13,36 +13,42 @@ from multimodal.review import (
     VERDICTS,
     Presence,
     ReviewWeights,
+    Sizes,
     claim_of,
     denial,
     is_spoken,
     keys_of,
     lacking,
     left_out,
+    median_mm,
     mended,
+    sizes_of,
+    states,
     surest_unspoken,
     weigh,
 )
+from multimodal.terms import deny
 from multimodal.training.cases import Talk
-from multimodal.training.measures import Judged, Judgement
+from multimodal.training.measures import Judged, Judgement, Mended
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.mistakes import Faulty
 
+NEAR_MM, NEAR_SHARE = 2.0, 0.1  # of a size: what half of all measurements may be off by
 _UNTOLD = 0.49  # the most that a point may be said to have that is not told
 
 
 @dataclass(frozen=True)
 class Heeded:
-    """A sentence, what a model answered about it, and the size that it measured of its finding."""
+    """A sentence, what a model answered about it, and the sizes that its finding may have."""
 
     text: str
     said: Mapping[str, float]
     claim: NamedFinding | None
-    measured_mm: float | None
+    sizes: Sizes
 
 
 def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Heeded]:
-    """Ask for the verdict on every sentence, and for the size of what one gives a size of."""
+    """Ask for the verdict on every sentence, and for the sizes of what one gives a size of."""
     asked = [prompts.CHECK_SENTENCE.format(sentence=text) for text in sentences]
     said = [answer.choices for answer in talk.ask_all(asked, VERDICTS)]
     claims = [claim_of(text, names) for text in sentences]
@@ -51,9 +57,11 @@ def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Hee
         for number, claim in enumerate(claims)
         if claim and claim.size_mm and denial(sentences[number], said[number]) < 0.5
     ]
-    answers = talk.ask_all([_size_of(claims[number]) for number in sized])
-    sizes = {n: prompts.parse_size_mm(a.text) for n, a in zip(sized, answers, strict=True)}
-    return [Heeded(sentences[n], said[n], claims[n], sizes.get(n)) for n in range(len(sentences))]
+    answers = talk.ask_all([_size_of(claims[number]) for number in sized], prompts.SIZES)
+    sizes = {n: sizes_of(a.choices) for n, a in zip(sized, answers, strict=True)}
+    return [
+        Heeded(sentences[n], said[n], claims[n], sizes.get(n, {})) for n in range(len(sentences))
+    ]
 
 
 def _size_of(claim: NamedFinding | None) -> str:
@@ -91,7 +99,7 @@ def judge_report(
         kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
         verdict = prompts.parse_verdict(answer.text)
         written = verdict.correction if verdict and verdict.error == kind else None
-        better = mended(texts[number], kind, heeded[number].measured_mm, written)
+        better = mended(texts[number], kind, median_mm(heeded[number].sizes), written)
         said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
     missing = _left_out([text for text in kept if text], talk, presence, weights)
@@ -106,20 +114,26 @@ def judge_report(
     }
     for finding, sentence in zip(report.left_out, report.lacking, strict=True):
         right["omission", -1 - keys.index((finding.name, finding.side))] = sentence
-    exact = tuple(
-        (point[0], point in said and _plain(said[point]) == _plain(sentence))
+    corrected = tuple(
+        Mended(
+            point[0],
+            point in said and _plain(said[point]) == _plain(sentence),
+            point in said and _near(said[point], sentence, names),
+        )
         for point, sentence in right.items()
     )
     stated = [(line.mistake is not None, p) for line, p in zip(report.lines, wrong, strict=True)]
     stated.append((bool(report.left_out), missing[0].chance))
     sure = max(chance for _, chance in stated)
-    return Judgement(report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), exact)
+    return Judgement(
+        report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), corrected
+    )
 
 
 def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
     return weigh(
         heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
-        measured_mm=heeded.measured_mm, weights=weights,
+        sizes=heeded.sizes, weights=weights,
     )  # fmt: skip
 
 
@@ -146,9 +160,11 @@ def _left_out(
         found.append(Missing(chance))
         if chance < 0.5:
             break
-        verdict = prompts.parse_verdict(talk.ask(prompt).text)
-        missing = verdict.correction if verdict and verdict.error == "omission" else None
+        missing = _omitted(talk, prompt)
         if weights and unspoken and unspoken[1] >= 0.5:
+            if missing is None or not states(missing, unspoken[0]):
+                asked = deny(*unspoken[0], like=prompt)
+                missing = _omitted(talk, prompts.CHECK_SENTENCE.format(sentence=asked))
             missing = lacking(unspoken[0], missing)
         elif weights and unspoken and missing and is_spoken(presence, missing, kept, names):
             found[-1] = Missing(_UNTOLD)
@@ -160,12 +176,30 @@ def _left_out(
     return found
 
 
+def _omitted(talk: Talk, prompt: str) -> str | None:
+    verdict = prompts.parse_verdict(talk.ask(prompt).text)
+    return verdict.correction if verdict and verdict.error == "omission" else None
+
+
 def _number(sentence: str | None, presence: Presence) -> int:
     """Of the finding that a lacking sentence names: below zero, another for each."""
     names = sorted({name for name, _ in presence})
     claim = claim_of(sentence, names) if sentence else None
     keys = keys_of(claim, presence) if claim else []
     return -1 - list(presence).index(keys[0]) if keys else -1 - len(presence)
+
+
+def _near(said: str | None, right: str | None, names: Sequence[str]) -> bool:
+    """Whether two sentences are the same but for a size that two readers may well give."""
+    if _plain(said) == _plain(right):
+        return True
+    claims = [claim_of(text, names) for text in (said, right) if text]
+    sizes = [claim.size_mm for claim in claims if claim and claim.size_mm]
+    if said is None or right is None or len(sizes) < 2:
+        return False
+    given, true = sizes
+    alike = [_plain(mended(text, "size", true, None) or text) for text in (said, right)]
+    return abs(given - true) <= max(NEAR_MM, NEAR_SHARE * true) and alike[0] == alike[1]
 
 
 def _plain(sentence: str | None) -> str:
