@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
 from multimodal.training import ranks
-from multimodal.training.audio_pretraining import edit_distance
+from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, edit_distance
 from multimodal.training.corpus import HELD_OUT, Corpus, Frame, patch_cover, varied
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
 from multimodal.training.muon import Muon
@@ -387,3 +387,17 @@ def test_findings_are_weighed_by_the_root_of_what_a_tower_loses_in_them() -> Non
     easy, hard = hardness(_SeesBright(), _Crowd())  # type: ignore[arg-type]
     assert easy < 1e-3
     assert hard == pytest.approx(math.sqrt(4 * 0.25 * math.log(2) / 0.5), rel=0.03)
+
+
+def test_recordings_of_a_batch_are_of_one_length_and_none_of_a_voice_kept_aside() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.permutation(np.arange(100, 100 + NUM_HELD_OUT + 50))
+    speech = Utterances([np.zeros((1, n), np.float16) for n in lengths], [""] * len(lengths))
+    drawn = [speech.of_one_length(rng, 6) for _ in range(600)]
+    learned = np.sort(lengths[NUM_HELD_OUT:])
+    for batch in drawn:
+        chosen = lengths[batch]
+        assert len(set(batch.tolist())) == 6
+        assert np.searchsorted(learned, chosen.max()) - np.searchsorted(learned, chosen.min()) == 5
+    assert min(np.concatenate(drawn)) >= NUM_HELD_OUT
+    assert len(set(np.concatenate(drawn).tolist())) == 50
