@@ -19,6 +19,7 @@ from multimodal.prompts import (
     AGREES,
     ERROR_TYPES,
     NOTHING_OMITTED,
+    SIZES_MM,
     NamedFinding,
     Side,
     parse_size_mm,
@@ -327,9 +328,10 @@ def median_mm(sizes: Sizes) -> float | None:
 
 
 def _wrong_size(said_mm: float | None, sizes: Sizes) -> float:
-    """How likely a finding has another size than is said."""
+    """How likely a finding has another size than is said; what is beyond all sizes is the last of them."""
     if not said_mm or not sizes:
         return _LEAST
+    said_mm = min(max(said_mm, SIZES_MM[0]), SIZES_MM[-1])
     far = (p for size_mm, p in sizes.items() if abs(math.log(said_mm / size_mm)) > _FAR)
     return _bounded(sum(far))
 

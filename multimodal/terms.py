@@ -1,7 +1,7 @@
 """What a report sentence speaks of: the words for findings and sides, in English and Chinese.
 
-In: a sentence and the findings that a model knows. Out: which of them it names, and the side. Knows
-no model and no study.
+In: a sentence and the findings that a model knows. Out: which of them it names, and the side; and the
+plainest sentence that denies one. Knows no model and no study.
 """
 
 from __future__ import annotations

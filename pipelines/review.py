@@ -17,7 +17,6 @@ from multimodal.review import (
     MAX_OMISSIONS,
     OMISSION,
     VERDICTS,
-    Key,
     Sizes,
     claim_of,
     denial,
@@ -76,7 +75,7 @@ def check_report(
     if sentences:
         step = Step("review", len(sentences), len(sentences))
         yield step
-        kept = yield from _omissions(session, step, kept, regions)
+        kept = yield from _omissions(session, step, kept, regions, like=" ".join(sentences))
         if session.backend.capabilities().review is None:
             yield from _unspoken(session, findings, [*sentences, *kept])
 
@@ -97,8 +96,7 @@ def _judge(
         session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None
     kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
-    verdict = prompts.parse_verdict(said.text)
-    written = verdict.correction if verdict and verdict.error == kind else None
+    written = prompts.correction_in(said.text, kind)
     correction = mended(sentence, kind, median_mm(sizes), written)
     return _Judged(kind, correction, probability if judged.choices else None)
 
@@ -120,15 +118,16 @@ def _weighed(
 
 
 def _omissions(
-    session: Session, step: Step, kept: list[str], regions: tuple[Region, ...]
+    session: Session, step: Step, kept: list[str], regions: tuple[Region, ...], *, like: str
 ) -> Generator[Step | Discrepancy, None, list[str]]:
     """What the kept sentences leave out, one after the other until nothing new is named.
 
-    Returns the kept sentences and what was found missing among them.
+    It is worded in the language of `like`. Returns the kept sentences and what was found missing
+    among them.
     """
     kept = list(kept)
     for _ in range(MAX_OMISSIONS):
-        found = yield from _omission(session, step, kept)
+        found = yield from _omission(session, step, kept, like)
         if found is None or found.correction in kept:
             break
         missing = found.correction
@@ -141,7 +140,7 @@ def _omissions(
 
 
 def _omission(
-    session: Session, step: Step, kept: Sequence[str]
+    session: Session, step: Step, kept: Sequence[str], like: str
 ) -> Generator[Step, None, _Judged | None]:
     """One finding that the kept sentences leave out, None where they leave out nothing."""
     able = session.backend.capabilities()
@@ -157,7 +156,10 @@ def _omission(
             return None
         missing = yield from _omitted(session, step, prompt)
         if unspoken is not None and unspoken[1] >= 0.5:
-            missing = yield from _worded(session, step, unspoken[0], missing, prompt)
+            if missing is None or not states(missing, unspoken[0]):
+                asked = prompts.CHECK_SENTENCE.format(sentence=deny(*unspoken[0], like))
+                missing = yield from _omitted(session, step, asked)  # it corrects the denial
+            missing = lacking(unspoken[0], missing)
         elif unspoken is not None and missing and is_spoken(session.presence, missing, kept, names):
             return None
     except (ContextOverflow, BadAnswer) as error:
@@ -169,18 +171,7 @@ def _omission(
 def _omitted(session: Session, step: Step, prompt: str) -> Generator[Step, None, str | None]:
     """The sentence that the model's answer says is left out, None if it says something else."""
     said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
-    verdict = prompts.parse_verdict(said.text)
-    return verdict.correction if verdict and verdict.error == "omission" else None
-
-
-def _worded(
-    session: Session, step: Step, key: Key, written: str | None, prompt: str
-) -> Generator[Step, None, str]:
-    """The sentence that states a finding: as it is written, or as the model corrects its denial."""
-    if written is None or not states(written, key):
-        asked = prompts.CHECK_SENTENCE.format(sentence=deny(*key, like=prompt))
-        written = yield from _omitted(session, step, asked)
-    return lacking(key, written)
+    return prompts.correction_in(said.text, "omission")
 
 
 def _unspoken(

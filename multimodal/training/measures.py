@@ -151,7 +151,7 @@ class Scores:
         }
 
     def per_mistake(self) -> dict[str, dict[str, float]]:
-        """Of each type: sentences alone judged rightly; F1 and exact corrections in whole reports."""
+        """Of each type: sentences alone judged rightly; F1 and corrections in whole reports."""
         found = {}
         for kind in (prompts.AGREES, *prompts.ERROR_TYPES):
             rows = [j for j in self.check if j.true == kind]

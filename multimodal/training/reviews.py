@@ -13,7 +13,6 @@ from multimodal.review import (
     VERDICTS,
     Presence,
     ReviewWeights,
-    Sizes,
     claim_of,
     denial,
     is_spoken,
@@ -33,7 +32,7 @@ from multimodal.training.measures import Judged, Judgement, Mended
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.mistakes import Faulty
 
-NEAR_MM, NEAR_SHARE = 2.0, 0.1  # of a size: what half of all measurements may be off by
+NEAR_MM, NEAR_SHARE = 2.0, 0.1  # that a size may be off by: the bar for the size measured
 _UNTOLD = 0.49  # the most that a point may be said to have that is not told
 
 
@@ -44,7 +43,7 @@ class Heeded:
     text: str
     said: Mapping[str, float]
     claim: NamedFinding | None
-    sizes: Sizes
+    sizes: Mapping[str, float]
 
 
 def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Heeded]:
@@ -58,7 +57,7 @@ def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Hee
         if claim and claim.size_mm and denial(sentences[number], said[number]) < 0.5
     ]
     answers = talk.ask_all([_size_of(claims[number]) for number in sized], prompts.SIZES)
-    sizes = {n: sizes_of(a.choices) for n, a in zip(sized, answers, strict=True)}
+    sizes = {n: a.choices for n, a in zip(sized, answers, strict=True)}
     return [
         Heeded(sentences[n], said[n], claims[n], sizes.get(n, {})) for n in range(len(sentences))
     ]
@@ -97,12 +96,14 @@ def judge_report(
     kept: list[str | None] = list(texts)
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
         kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
-        verdict = prompts.parse_verdict(answer.text)
-        written = verdict.correction if verdict and verdict.error == kind else None
-        better = mended(texts[number], kind, median_mm(heeded[number].sizes), written)
+        written = prompts.correction_in(answer.text, kind)
+        measured_mm = median_mm(sizes_of(heeded[number].sizes)) if weights else None
+        better = mended(texts[number], kind, measured_mm, written)
         said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
-    missing = _left_out([text for text in kept if text], talk, presence, weights)
+    missing = _left_out(
+        [text for text in kept if text], talk, presence, weights, like=" ".join(texts)
+    )
     keys = list(presence)
     for lack in missing:
         if lack.chance >= 0.5:
@@ -133,7 +134,7 @@ def judge_report(
 def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
     return weigh(
         heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
-        sizes=heeded.sizes, weights=weights,
+        sizes=sizes_of(heeded.sizes), weights=weights,
     )  # fmt: skip
 
 
@@ -146,9 +147,17 @@ class Missing:
 
 
 def _left_out(
-    sentences: Sequence[str], talk: Talk, presence: Presence, weights: ReviewWeights | None
+    sentences: Sequence[str],
+    talk: Talk,
+    presence: Presence,
+    weights: ReviewWeights | None,
+    *,
+    like: str,
 ) -> list[Missing]:
-    """Point after point until one is unlikely, which comes last, or nothing new is named."""
+    """Point after point until one is unlikely, which comes last, or nothing new is named.
+
+    What is missing is worded in the language of `like`.
+    """
     kept, found = list(sentences), list[Missing]()
     names = sorted({name for name, _ in presence})
     while len(found) < MAX_OMISSIONS:
@@ -163,22 +172,24 @@ def _left_out(
         missing = _omitted(talk, prompt)
         if weights and unspoken and unspoken[1] >= 0.5:
             if missing is None or not states(missing, unspoken[0]):
-                asked = deny(*unspoken[0], like=prompt)
+                asked = deny(*unspoken[0], like)
                 missing = _omitted(talk, prompts.CHECK_SENTENCE.format(sentence=asked))
             missing = lacking(unspoken[0], missing)
         elif weights and unspoken and missing and is_spoken(presence, missing, kept, names):
             found[-1] = Missing(_UNTOLD)
             break
+        if missing in kept:
+            found[-1] = Missing(_UNTOLD)
+            break
         found[-1] = Missing(chance, missing)
-        if missing is None or missing in kept:
+        if missing is None:
             break
         kept.append(missing)
     return found
 
 
 def _omitted(talk: Talk, prompt: str) -> str | None:
-    verdict = prompts.parse_verdict(talk.ask(prompt).text)
-    return verdict.correction if verdict and verdict.error == "omission" else None
+    return prompts.correction_in(talk.ask(prompt).text, "omission")
 
 
 def _number(sentence: str | None, presence: Presence) -> int:

@@ -87,7 +87,7 @@ def dense_loss(
 
     Args:
         presence, log_size: `[n, patches, F]`.
-        cover: `[n, patches, F]`, the share of the patch that the mask covers, 0..1.
+        cover: `[n, patches, F]`, the share of the patch that the mask covers in its slab, 0..1.
         size_mm: `[n, F]`, NaN where the finding has no stated size.
         shown: `[F]`, see `patches_shown`.
     """
@@ -148,14 +148,23 @@ class _Batch:
 
 
 def train_vision(
-    model: DenseModel, tokenizer: Any, work_dir: Path, schedule: Schedule, *, seed: int = 0
+    model: DenseModel,
+    tokenizer: Any,
+    work_dir: Path,
+    schedule: Schedule,
+    *,
+    knows: bool = False,
+    seed: int = 0,
 ) -> None:
-    """Train tower and head in place; `tokenizer` reads the captions."""
+    """Train tower and head in place; `tokenizer` reads the captions.
+
+    A model that `knows` something already is shown most what it knows least.
+    """
     corpus, usual = open_corpus(work_dir, crowded=True), open_corpus(work_dir)
     device = next(model.parameters()).device
     both = nn.ModuleDict({"dense": model, "contrast": Contrast(model.tower.width, len(tokenizer))})
     both.to(device)
-    weights = hardness(model, corpus)
+    weights = hardness(model, corpus) if knows else None
     shown = patches_shown(corpus, weights=weights).to(device)
 
     def draw(_step: int, rng: np.random.Generator) -> _Batch:

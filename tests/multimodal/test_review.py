@@ -29,6 +29,7 @@ from multimodal.review import (
 from multimodal.terms import deny, is_chinese, mentions
 from multimodal.training.world.findings import Shown, keys_of
 from multimodal.training.world.reports import Sentence
+from multimodal.training.world.wording import CHINESE
 
 NAMES = ["nodule", "pleural effusion", "cardiomegaly", "aortic aneurysm", "kidney stone"]
 WORDS_ALONE = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
@@ -110,6 +111,16 @@ def test_a_size_is_as_wrong_as_the_sizes_far_from_it_are_likely() -> None:
     assert found["size"] / found[AGREES] == pytest.approx(
         0.7 / 0.3 * UNSURE["size"] / UNSURE[AGREES]
     )
+
+
+@pytest.mark.parametrize(("said_mm", "held"), [(2.0, 3.0), (110.0, 80.0), (400.0, 80.0)])
+def test_a_size_beyond_all_that_are_asked_for_is_no_mistake_where_the_last_is_likely(
+    said_mm: float, held: float
+) -> None:
+    claim = NamedFinding("nodule", "right", said_mm)
+    sizes = {3.0: 0.0, 80.0: 0.0} | {held: 1.0}
+    found = weigh(UNSURE, claim, {RIGHT: 0.99, LEFT: 0.0}, denied=0.0, sizes=sizes, weights=BOTH)
+    assert max(found, key=found.__getitem__) == AGREES
 
 
 def test_the_median_of_sizes_is_the_first_that_half_of_them_do_not_exceed() -> None:
@@ -251,13 +262,17 @@ def test_denials_are_told_from_statements_even_by_words_alone(
         text = Sentence(about, denied, (style, False), language, rich=True).text
         assert (denial(text, torn) > 0.5) == denied, text
         assert lacking(key, text) != text if denied else True
+    assert denial("No nodule.", said(omission=1e-6, insertion=0.3)) < 0.01
 
 
 @pytest.mark.parametrize("like", ["No nodule.", "未见结节。"])
 @pytest.mark.parametrize("key", keys_of(), ids=str)
 def test_the_plain_denial_of_every_finding_speaks_of_it_and_denies_it(key: Any, like: str) -> None:
+    """In Chinese in the words that the demo checkpoint learned: it corrects no others."""
     text = deny(*key, like=like)
+    side = {"right": "右", "left": "左"}.get(key[1], "")
     assert is_chinese(text) == is_chinese(like)
+    assert text.startswith("No ") or text == CHINESE[key[0]].absent[0].format(side=side)
     assert list(mentions(text, [name for name, _ in keys_of()])) == [key]
     assert not states(text, key)
 
@@ -265,7 +280,6 @@ def test_the_plain_denial_of_every_finding_speaks_of_it_and_denies_it(key: Any, 
 def test_a_finding_without_chinese_words_is_denied_in_english() -> None:
     assert deny("spleen", None, like="未见结节。") == "No spleen."
     assert deny("liver lesion", "left", like="未见结节。") == "No left liver lesion."
-    assert denial("No nodule.", said(omission=1e-6, insertion=0.3)) < 0.01
 
 
 def test_weights_are_read_as_a_checkpoint_holds_them() -> None:

@@ -132,7 +132,7 @@ def random_keys(region: Region, rng: np.random.Generator, *, crowded: bool = Fal
 
 
 def several(keys: Sequence[Key], rng: np.random.Generator) -> list[Key]:
-    """Keys repeated at random: eyes learn from each of six nodules, drawn at the cost of one."""
+    """Keys repeated at random: eyes learn from each of a dozen nodules, drawn at the cost of one."""
     return [key for key in keys for _ in range(int(rng.integers(KIND_OF[key[0]].many)) + 1)]
 
 

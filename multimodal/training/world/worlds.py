@@ -108,8 +108,8 @@ def random_body(
 ) -> Body:
     """A person's region with findings; what is not given is drawn at random.
 
-    Of crowded ones more are abdomens: eyes need livers as much as lungs, and learn heads soon. Several
-    of a kind are there of one size, which so can be told of each.
+    Of crowded ones more are abdomens and fewer heads, whose findings eyes learn soonest. Several of a
+    kind are there of one size, which so can be told of each.
     """
     region = region or REGIONS[rng.choice(3, p=_CROWDED if crowded else _SHARES)]
     wanted = random_keys(region, rng, crowded=crowded) if keys is None else keys

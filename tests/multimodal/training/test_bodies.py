@@ -155,7 +155,7 @@ def test_a_crowded_body_has_most_of_what_can_come_together_and_still_hides_nothi
             assert not {("consolidation", side), ("mass", side)} <= set(keys)
 
 
-def test_of_crowded_bodies_a_third_are_abdomens_which_eyes_learn_slowest() -> None:
+def test_of_crowded_bodies_half_are_chests_and_a_third_abdomens() -> None:
     drawn = [random_body(np.random.default_rng((9, s)), crowded=True).region for s in range(300)]
     shares = [drawn.count(region) / 300 for region in REGIONS]
     assert shares == pytest.approx([0.5, 0.15, 0.35], abs=0.08)  # 3 standard deviations

@@ -138,7 +138,7 @@ def test_a_size_within_two_millimetres_or_a_tenth_is_told_from_an_exact_one(
     class Measures(Oracle):
         def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
             if prompt.startswith("How large"):
-                return SimpleNamespace(text=measured, choices={measured: 1.0})
+                return SimpleNamespace(text="", choices={f"{measured} mm": 1.0})
             return super().ask(prompt, choices)
 
     found = judge_report(report, Measures(report, 0.999), seen, WEIGHTS)  # type: ignore[arg-type]
