@@ -11,20 +11,23 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from multimodal.prompts import (
     AGREES,
+    CHECK_SENTENCE,
     ERROR_TYPES,
+    FIND_OMISSION,
     NOTHING_OMITTED,
     SIZES_MM,
     NamedFinding,
     Side,
+    correction_in,
     parse_size_mm,
 )
-from multimodal.terms import mentions, of_both_sides
+from multimodal.terms import deny, mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
@@ -34,6 +37,7 @@ VERDICTS = (AGREES, *ERROR_TYPES)
 OMISSION = (NOTHING_OMITTED, "omission")  # verdicts on a whole report
 MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
 _LEAST = 1e-4  # no answer is taken for more certain
+_UNTOLD = 0.49  # the most that a point may be said to have that is not told
 _FAR = math.log(1.3)  # sizes that differ by less are the same to two readers
 _HINT = 2.0  # log odds that a sentence with such words, or without, denies
 _DENIED = re.compile(
@@ -227,6 +231,81 @@ def lacking(key: Key, written: str | None) -> str:
         return written
     words = " ".join(word for word in reversed(key) if word)
     return f"{words[:1].upper()}{words[1:]}."
+
+
+@dataclass(frozen=True)
+class Question:
+    """Asked of a model: how likely each of the choices is, or without any for its own words."""
+
+    prompt: str
+    choices: tuple[str, ...] = ()
+
+
+class Answer(Protocol):
+    """To a `Question`: its words, and the probabilities of its choices where a model knows them."""
+
+    @property
+    def text(self) -> str:
+        """The likeliest choice, or the words."""
+        ...
+
+    @property
+    def choices(self) -> Mapping[str, float]:
+        """Probabilities; none of what is asked without choices."""
+        ...
+
+
+@dataclass(frozen=True)
+class Missing:
+    """How likely a report leaves something out, from a half on told, and the sentence that it lacks."""
+
+    chance: float
+    sentence: str | None = None
+
+
+def omissions(
+    sentences: Sequence[str], presence: Presence, weights: ReviewWeights | None, *, like: str
+) -> Generator[Question | Missing, Answer | None, None]:
+    """What sentences leave out, point after point until one is not told, which comes last.
+
+    Questions are put to whoever runs it and answered by `send`. What is missing is worded in the
+    language of `like`.
+    """
+    kept, names = list(sentences), sorted({name for name, _ in presence})
+    for _ in range(MAX_OMISSIONS):
+        whole = FIND_OMISSION.format(report=" ".join(kept))
+        chance = 1.0 - _likely(NOTHING_OMITTED, (yield Question(whole, OMISSION)))
+        unspoken = None
+        if weights is not None:
+            unspoken = surest_unspoken(presence, kept, names)
+            chance = left_out(chance, unspoken[1] if unspoken else 0.0, weights)
+        if chance < 0.5:
+            yield Missing(chance)
+            return
+        written = _omitted((yield Question(whole)))
+        if unspoken is not None and unspoken[1] >= 0.5:
+            if written is None or not states(written, unspoken[0]):
+                denial_of_it = CHECK_SENTENCE.format(sentence=deny(*unspoken[0], like))
+                written = _omitted((yield Question(denial_of_it)))  # it corrects the denial
+            written = lacking(unspoken[0], written)
+        spoken = unspoken is not None and written and is_spoken(presence, written, kept, names)
+        if spoken or written in kept:
+            yield Missing(_UNTOLD)
+            return
+        yield Missing(chance, written)
+        if written is None:
+            return
+        kept.append(written)
+
+
+def _likely(choice: str, answer: Answer | None) -> float:
+    assert answer is not None, "a question wants an answer"
+    return (answer.choices or {answer.text: 1.0}).get(choice, 0.0)
+
+
+def _omitted(answer: Answer | None) -> str | None:
+    assert answer is not None, "a question wants an answer"
+    return correction_in(answer.text, "omission")
 
 
 def log_odds(chance: float) -> float:

@@ -12,24 +12,20 @@ from dataclasses import dataclass
 from encoders.errors import BadAnswer, ContextOverflow
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Region
+from multimodal.backends import Finished, Region
 from multimodal.review import (
-    MAX_OMISSIONS,
-    OMISSION,
     VERDICTS,
+    Question,
     Sizes,
     claim_of,
     denial,
-    is_spoken,
     lacking,
-    left_out,
     median_mm,
     mended,
-    states,
-    surest_unspoken,
+    omissions,
     weigh,
 )
-from multimodal.terms import deny, mentions, spoken_of
+from multimodal.terms import mentions, spoken_of
 from pipelines.evidence import Discrepancy, Evidence, Finding, as_evidence, locate
 from pipelines.session import Session, Step
 
@@ -120,58 +116,37 @@ def _weighed(
 def _omissions(
     session: Session, step: Step, kept: list[str], regions: tuple[Region, ...], *, like: str
 ) -> Generator[Step | Discrepancy, None, list[str]]:
-    """What the kept sentences leave out, one after the other until nothing new is named.
+    """What the kept sentences leave out, worded in the language of `like`.
 
-    It is worded in the language of `like`. Returns the kept sentences and what was found missing
-    among them.
+    Returns the kept sentences and what was found missing among them.
     """
-    kept = list(kept)
-    for _ in range(MAX_OMISSIONS):
-        found = yield from _omission(session, step, kept, like)
-        if found is None or found.correction in kept:
-            break
-        missing = found.correction
-        proof = _proof(session, missing, regions) if missing else ()
-        yield Discrepancy("omission", None, missing, found.probability, proof)
-        if missing is None:
-            break
-        kept.append(missing)
+    kept, stated = list(kept), False
+    asking = omissions(kept, session.presence, session.backend.capabilities().review, like=like)
+    event = next(asking, None)
+    while event is not None:
+        if isinstance(event, Question):
+            try:
+                answer = yield from _ask(session, step, event)
+            except (ContextOverflow, BadAnswer) as error:
+                words = "what the report leaves out"
+                session.warnings.append(Problem("NOT_JUDGED", str(error), words))
+                break
+            stated = bool(answer.choices) if event.choices else stated
+            event = asking.send(answer)
+            continue
+        if event.chance >= 0.5:
+            proof = _proof(session, event.sentence, regions) if event.sentence else ()
+            chance = event.chance if stated else None
+            yield Discrepancy("omission", None, event.sentence, chance, proof)
+            kept += [event.sentence] if event.sentence else []
+        event = next(asking, None)
     return kept
 
 
-def _omission(
-    session: Session, step: Step, kept: Sequence[str], like: str
-) -> Generator[Step, None, _Judged | None]:
-    """One finding that the kept sentences leave out, None where they leave out nothing."""
-    able = session.backend.capabilities()
-    prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-    try:
-        judged = session.ask(prompt, choices=OMISSION)
-        chance = 1.0 - (judged.choices or {judged.text: 1.0}).get(prompts.NOTHING_OMITTED, 0.0)
-        unspoken, names = None, [name for name, _ in able.findings]
-        if able.review is not None:
-            unspoken = surest_unspoken(session.presence, kept, names)
-            chance = left_out(chance, unspoken[1] if unspoken else 0.0, able.review)
-        if chance < 0.5:
-            return None
-        missing = yield from _omitted(session, step, prompt)
-        if unspoken is not None and unspoken[1] >= 0.5:
-            if missing is None or not states(missing, unspoken[0]):
-                asked = prompts.CHECK_SENTENCE.format(sentence=deny(*unspoken[0], like))
-                missing = yield from _omitted(session, step, asked)  # it corrects the denial
-            missing = lacking(unspoken[0], missing)
-        elif unspoken is not None and missing and is_spoken(session.presence, missing, kept, names):
-            return None
-    except (ContextOverflow, BadAnswer) as error:
-        session.warnings.append(Problem("NOT_JUDGED", str(error), "what the report leaves out"))
-        return None
-    return _Judged("omission", missing, chance if judged.choices else None)
-
-
-def _omitted(session: Session, step: Step, prompt: str) -> Generator[Step, None, str | None]:
-    """The sentence that the model's answer says is left out, None if it says something else."""
-    said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
-    return prompts.correction_in(said.text, "omission")
+def _ask(session: Session, step: Step, question: Question) -> Generator[Step, None, Finished]:
+    if question.choices:
+        return session.ask(question.prompt, choices=question.choices)
+    return (yield from session.speak(step, question.prompt, form=prompts.VERDICT_FORM))
 
 
 def _unspoken(

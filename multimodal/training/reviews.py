@@ -8,32 +8,25 @@ from dataclasses import dataclass
 from multimodal import prompts
 from multimodal.prompts import NamedFinding
 from multimodal.review import (
-    MAX_OMISSIONS,
-    OMISSION,
     VERDICTS,
+    Missing,
     Presence,
     ReviewWeights,
     claim_of,
     denial,
-    is_spoken,
     keys_of,
-    lacking,
-    left_out,
     median_mm,
     mended,
+    omissions,
     sizes_of,
-    states,
-    surest_unspoken,
     weigh,
 )
-from multimodal.terms import deny
 from multimodal.training.cases import Talk
 from multimodal.training.measures import Judged, Judgement, Mended
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.mistakes import Faulty
 
 NEAR_MM, NEAR_SHARE = 2.0, 0.1  # that a size may be off by: the bar for the size measured
-_UNTOLD = 0.49  # the most that a point may be said to have that is not told
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ def judge_report(
         better = mended(texts[number], kind, measured_mm, written)
         said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
-    missing = _left_out(
+    missing = _missing(
         [text for text in kept if text], talk, presence, weights, like=" ".join(texts)
     )
     keys = list(presence)
@@ -138,15 +131,7 @@ def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Missing:
-    """How likely a report leaves something out, and the sentence that it lacks."""
-
-    chance: float
-    sentence: str | None = None
-
-
-def _left_out(
+def _missing(
     sentences: Sequence[str],
     talk: Talk,
     presence: Presence,
@@ -154,42 +139,16 @@ def _left_out(
     *,
     like: str,
 ) -> list[Missing]:
-    """Point after point until one is unlikely, which comes last, or nothing new is named.
-
-    What is missing is worded in the language of `like`.
-    """
-    kept, found = list(sentences), list[Missing]()
-    names = sorted({name for name, _ in presence})
-    while len(found) < MAX_OMISSIONS:
-        prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-        chance = talk.ask(prompt, OMISSION).choices["omission"]
-        unspoken = surest_unspoken(presence, kept, names)
-        if weights is not None:
-            chance = left_out(chance, unspoken[1] if unspoken else 0.0, weights)
-        found.append(Missing(chance))
-        if chance < 0.5:
-            break
-        missing = _omitted(talk, prompt)
-        if weights and unspoken and unspoken[1] >= 0.5:
-            if missing is None or not states(missing, unspoken[0]):
-                asked = deny(*unspoken[0], like)
-                missing = _omitted(talk, prompts.CHECK_SENTENCE.format(sentence=asked))
-            missing = lacking(unspoken[0], missing)
-        elif weights and unspoken and missing and is_spoken(presence, missing, kept, names):
-            found[-1] = Missing(_UNTOLD)
-            break
-        if missing in kept:
-            found[-1] = Missing(_UNTOLD)
-            break
-        found[-1] = Missing(chance, missing)
-        if missing is None:
-            break
-        kept.append(missing)
+    """What sentences leave out, each question answered as it comes."""
+    asking, found = omissions(sentences, presence, weights, like=like), list[Missing]()
+    event = next(asking, None)
+    while event is not None:
+        if isinstance(event, Missing):
+            found.append(event)
+            event = next(asking, None)
+        else:
+            event = asking.send(talk.ask(event.prompt, event.choices))
     return found
-
-
-def _omitted(talk: Talk, prompt: str) -> str | None:
-    return prompts.correction_in(talk.ask(prompt).text, "omission")
 
 
 def _number(sentence: str | None, presence: Presence) -> int:
