@@ -25,7 +25,6 @@ from multimodal.review import (
     denial,
     log_odds,
     seen_of,
-    sizes_of,
     surest_unspoken,
 )
 from multimodal.training.cases import (
@@ -105,12 +104,11 @@ def _ask(talk: Talk, case: Case) -> Answers:
         (PRESENCE, [chance, 1 - chance], int(key not in present))
         for key, chance in presence.items()
     ]
-    for known, task in ((VERDICTS, "check"), (OMISSION, "omission"), (prompts.SIZES, "size")):
+    for known, task in ((VERDICTS, "check"), (OMISSION, "omission")):
         asked = [q for q in case.questions if q.task == task]
         told = talk.ask_all([q.question for q in asked], known)
         for question, answer in zip(asked, told, strict=True):
-            right = question.answer if task == "size" else question.label
-            label = right if right in known else known[0]
+            label = question.label if question.label in known else known[0]
             choices.append((known, [answer.choices[c] for c in known], known.index(label)))
     report, names = case.report, [name for name, _ in case.vocabulary.findings]
     kept = [line.mistake.verdict.correction if line.mistake else line.text for line in report.lines]
@@ -126,7 +124,7 @@ def _ask(talk: Talk, case: Case) -> Answers:
 
 def _fit_choices(answers: Sequence[Answers]) -> Fitted:
     fitted = {}
-    for known in (PRESENCE, VERDICTS, OMISSION, prompts.SIZES):
+    for known in (PRESENCE, VERDICTS, OMISSION):
         rows = [
             (chances, right) for a in answers for of, chances, right in a.choices if of == known
         ]
@@ -153,7 +151,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
                 line.claim,
                 presence,
                 denied=denial(line.text, chances),
-                sizes=sizes_of(calibrated(line.sizes, fitted)) if line.sizes else {},
+                measured_mm=line.measured_mm,
             )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])
