@@ -40,6 +40,8 @@ _NAME = r"((right|left) )?[a-z][a-z -]{1,40}[a-z]( [1-9][0-9]{0,2} mm)?"
 FINDINGS_FORM = rf"(no findings|{_NAME}(; {_NAME}){{0,9}})"
 VERDICT_FORM = r"(agrees|nothing|(insertion|direction|size|unit|typo|omission): [A-Za-z0-9][A-Za-z0-9 ,.-]{1,160})"
 SIZE_FORM = r"[1-9][0-9]{0,2} mm"
+SIZES_MM = range(3, 81)  # of which a model says how likely each is
+SIZES = tuple(f"{mm} mm" for mm in SIZES_MM)
 
 NO_FINDINGS = "no findings"
 AGREES = "agrees"
@@ -151,6 +153,12 @@ def parse_verdict(text: str) -> Verdict | None:
         return None
     correction = correction.strip()
     return Verdict(error, None if correction == REMOVE else correction)
+
+
+def correction_in(text: str, error: ErrorType) -> str | None:
+    """The sentence as it should be in an answer that states this error; None of any other."""
+    verdict = parse_verdict(text)
+    return verdict.correction if verdict and verdict.error == error else None
 
 
 _HEADER = re.compile(

@@ -1,7 +1,7 @@
 """What a report sentence speaks of: the words for findings and sides, in English and Chinese.
 
-In: a sentence and the findings that a model knows. Out: which of them it names, and the side. Knows
-no model and no study.
+In: a sentence and the findings that a model knows. Out: which of them it names, and the side; and the
+plainest sentence that denies one. Knows no model and no study.
 """
 
 from __future__ import annotations
@@ -44,6 +44,30 @@ _WORDS = {
     "liver lesion": r"\bliver|\bhepatic|肝",
     "ascites": r"\bascites|\bfree (intraperitoneal )?fluid|腹水|腹腔[^，。；]{0,3}积液",
 }
+# the plainest denial of each; `{side}` is filled in
+_DENIED_ZH = {
+    "nodule": "{side}肺未见结节。",
+    "mass": "{side}肺未见肿块。",
+    "consolidation": "{side}肺未见实变。",
+    "ground-glass opacity": "{side}肺未见磨玻璃影。",
+    "pleural effusion": "{side}侧未见胸腔积液。",
+    "pneumothorax": "{side}侧未见气胸。",
+    "rib lesion": "{side}侧肋骨未见病灶。",
+    "cardiomegaly": "心影不大。",
+    "pericardial effusion": "未见心包积液。",
+    "aortic calcification": "主动脉未见钙化。",
+    "vertebral lesion": "椎体未见病灶。",
+    "intracerebral haemorrhage": "{side}侧未见脑出血。",
+    "subdural haematoma": "{side}侧未见硬膜下血肿。",
+    "infarct": "{side}侧未见脑梗死。",
+    "hydrocephalus": "未见脑积水。",
+    "liver lesion": "肝脏未见病灶。",
+    "renal cyst": "{side}肾未见囊肿。",
+    "kidney stone": "{side}肾未见结石。",
+    "ascites": "未见腹水。",
+    "aortic aneurysm": "未见腹主动脉瘤。",
+}
+_SIDES_ZH = {"right": "右", "left": "左"}
 _TERMS = {name: re.compile(words) for name, words in _WORDS.items()}
 _SIDE = re.compile(r"\b(right|left)\b|(右)|(左)")
 _ABOUT = re.compile(r"(?<=[0-9a-z米])\s*左右")  # "5 mm or so"
@@ -53,6 +77,18 @@ _BOTH = re.compile(
     r"|[右左][^，。；]{0,3}[及和与、][右左]|左右(?=[肺肾侧胸])|\bbilateral|\bboth\b|\beither side|双侧|双肺|双肾|两侧|两肺|两肾"
 )
 _SHARED = re.compile(r"\b(pleural|pericardial) (or|and|nor) (pleural|pericardial) (effusion|fluid)")
+
+
+def is_chinese(text: str) -> bool:
+    """Whether any of it is."""
+    return any("一" <= letter <= "鿿" for letter in text)
+
+
+def deny(name: str, side: Side | None, like: str) -> str:
+    """A sentence that denies a finding, in Chinese if `like` is and words for it are known."""
+    if is_chinese(like) and name in _DENIED_ZH and ("{side}" in _DENIED_ZH[name]) == bool(side):
+        return _DENIED_ZH[name].format(side=_SIDES_ZH.get(side or "", ""))
+    return f"No {side} {name}." if side else f"No {name}."
 
 
 def spoken_of(sentence: str, names: Sequence[str]) -> Mention | None:

@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from encoders.errors import BadAnswer, ContextOverflow
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Region
+from multimodal.backends import Finished, Region
 from multimodal.review import (
-    MAX_OMISSIONS,
-    OMISSION,
     VERDICTS,
+    Question,
+    Sizes,
     claim_of,
     denial,
-    is_spoken,
     lacking,
-    left_out,
+    median_mm,
     mended,
-    surest_unspoken,
+    omissions,
     weigh,
 )
 from multimodal.terms import mentions, spoken_of
@@ -72,7 +71,7 @@ def check_report(
     if sentences:
         step = Step("review", len(sentences), len(sentences))
         yield step
-        kept = yield from _omissions(session, step, kept, regions)
+        kept = yield from _omissions(session, step, kept, regions, like=" ".join(sentences))
         if session.backend.capabilities().review is None:
             yield from _unspoken(session, findings, [*sentences, *kept])
 
@@ -84,7 +83,7 @@ def _judge(
     prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
     try:
         judged = session.ask(prompt, choices=VERDICTS)
-        chances, measured_mm = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
+        chances, sizes = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
         probability = 1.0 - chances.get(prompts.AGREES, 0.0)
         if probability < 0.5:
             return None
@@ -93,76 +92,61 @@ def _judge(
         session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None
     kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
-    verdict = prompts.parse_verdict(said.text)
-    written = verdict.correction if verdict and verdict.error == kind else None
-    correction = mended(sentence, kind, measured_mm, written)
+    written = prompts.correction_in(said.text, kind)
+    correction = mended(sentence, kind, median_mm(sizes), written)
     return _Judged(kind, correction, probability if judged.choices else None)
 
 
 def _weighed(
     session: Session, sentence: str, said: Mapping[str, float]
-) -> tuple[Mapping[str, float], float | None]:
-    """Verdicts by what is said and what is seen, and the size measured if the sentence states one."""
+) -> tuple[Mapping[str, float], Sizes]:
+    """Verdicts by what is said and what is seen, and the sizes seen if the sentence states one."""
     able = session.backend.capabilities()
     if able.review is None:
-        return said, None
+        return said, {}
     claim = claim_of(sentence, [name for name, _ in able.findings])
-    denied, measured_mm = denial(sentence, said), None
+    denied = denial(sentence, said)
+    sizes: Sizes = {}
     if claim and claim.size_mm and denied < 0.5:
-        measured_mm = session.size(claim.name, claim.side)
-    found = weigh(
-        said, claim, session.presence, denied=denied, measured_mm=measured_mm, weights=able.review
-    )
-    return found, measured_mm
+        sizes = session.sizes(claim.name, claim.side)
+    found = weigh(said, claim, session.presence, denied=denied, sizes=sizes, weights=able.review)
+    return found, sizes
 
 
 def _omissions(
-    session: Session, step: Step, kept: list[str], regions: tuple[Region, ...]
+    session: Session, step: Step, kept: list[str], regions: tuple[Region, ...], *, like: str
 ) -> Generator[Step | Discrepancy, None, list[str]]:
-    """What the kept sentences leave out, one after the other until nothing new is named.
+    """What the kept sentences leave out, worded in the language of `like`.
 
     Returns the kept sentences and what was found missing among them.
     """
-    kept = list(kept)
-    for _ in range(MAX_OMISSIONS):
-        found = yield from _omission(session, step, kept)
-        if found is None or found.correction in kept:
-            break
-        missing = found.correction
-        proof = _proof(session, missing, regions) if missing else ()
-        yield Discrepancy("omission", None, missing, found.probability, proof)
-        if missing is None:
-            break
-        kept.append(missing)
+    kept, stated = list(kept), False
+    asking = omissions(kept, session.presence, session.backend.capabilities().review, like=like)
+    event = next(asking, None)
+    while event is not None:
+        if isinstance(event, Question):
+            try:
+                answer = yield from _ask(session, step, event)
+            except (ContextOverflow, BadAnswer) as error:
+                words = "what the report leaves out"
+                session.warnings.append(Problem("NOT_JUDGED", str(error), words))
+                break
+            stated = bool(answer.choices) if event.choices else stated
+            event = asking.send(answer)
+            continue
+        if event.chance >= 0.5:
+            proof = _proof(session, event.sentence, regions) if event.sentence else ()
+            chance = event.chance if stated else None
+            yield Discrepancy("omission", None, event.sentence, chance, proof)
+            kept += [event.sentence] if event.sentence else []
+        event = next(asking, None)
     return kept
 
 
-def _omission(
-    session: Session, step: Step, kept: Sequence[str]
-) -> Generator[Step, None, _Judged | None]:
-    """One finding that the kept sentences leave out, None where they leave out nothing."""
-    able = session.backend.capabilities()
-    prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-    try:
-        judged = session.ask(prompt, choices=OMISSION)
-        chance = 1.0 - (judged.choices or {judged.text: 1.0}).get(prompts.NOTHING_OMITTED, 0.0)
-        unspoken, names = None, [name for name, _ in able.findings]
-        if able.review is not None:
-            unspoken = surest_unspoken(session.presence, kept, names)
-            chance = left_out(chance, unspoken[1] if unspoken else 0.0, able.review)
-        if chance < 0.5:
-            return None
-        said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
-    except (ContextOverflow, BadAnswer) as error:
-        session.warnings.append(Problem("NOT_JUDGED", str(error), "what the report leaves out"))
-        return None
-    verdict = prompts.parse_verdict(said.text)
-    missing = verdict.correction if verdict and verdict.error == "omission" else None
-    if unspoken is not None and unspoken[1] >= 0.5:
-        missing = lacking(unspoken[0], missing)
-    elif unspoken is not None and missing and is_spoken(session.presence, missing, kept, names):
-        return None
-    return _Judged("omission", missing, chance if judged.choices else None)
+def _ask(session: Session, step: Step, question: Question) -> Generator[Step, None, Finished]:
+    if question.choices:
+        return session.ask(question.prompt, choices=question.choices)
+    return (yield from session.speak(step, question.prompt, form=prompts.VERDICT_FORM))
 
 
 def _unspoken(

@@ -12,7 +12,7 @@ from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
 from multimodal.messages import Message, Study, Text, user
-from multimodal.review import Key
+from multimodal.review import Key, Sizes, median_mm, sizes_of
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
@@ -81,9 +81,16 @@ class Session:
                 return cast("Finished", end.value)
 
     def size(self, name: str, side: prompts.Side | None) -> float | None:
-        """The size in mm that the model states of a finding."""
+        """The size in mm of a finding: the median of those it may have, or what the model writes."""
+        if self.backend.capabilities().review is not None:
+            return median_mm(self.sizes(name, side))
         answer = self.ask(prompts.ask_size(name, side), tokens=8, form=prompts.SIZE_FORM)
         return prompts.parse_size_mm(answer.text)
+
+    def sizes(self, name: str, side: prompts.Side | None) -> Sizes:
+        """The sizes that a finding may have; none from a model that does not say how sure it is."""
+        answer = self.ask(prompts.ask_size(name, side), choices=prompts.SIZES)
+        return sizes_of(answer.choices)
 
     def speak(
         self,

@@ -21,6 +21,7 @@ from multimodal.backends import (
     Usage,
 )
 from multimodal.messages import Message, Study
+from multimodal.prompts import SIZES
 from multimodal.review import ReviewWeights
 from multimodal.sizes import measure_media
 
@@ -263,7 +264,7 @@ class FakeBackend:
         if options.choices:
             first = next(
                 (p for word, p in self.chances.items() if word in prompt),
-                0.01 if "yes" in options.choices else 0.99,
+                0.01 if "yes" in options.choices or options.choices == SIZES else 0.99,
             )
             rest = (1 - first) / (len(options.choices) - 1)
             chances = {c: first if i == 0 else rest for i, c in enumerate(options.choices)}

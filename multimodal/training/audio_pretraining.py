@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ class Utterances:
         longest = int(lengths.max())
         padded = [nn.functional.pad(m, (0, longest - m.shape[1])) for m in mels]
         return torch.stack(padded), lengths, [self.texts[i] for i in indices]
+
+    def of_one_length(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Which `n` to learn from next: about as long as each other, as silence behind costs as much."""
+        first = rng.integers(0, max(len(self._by_length) - n + 1, 1))
+        return self._by_length[first : first + n]
+
+    @cached_property
+    def _by_length(self) -> np.ndarray:
+        order = np.argsort([mel.shape[1] for mel in self.mels])
+        return order[order >= NUM_HELD_OUT]
 
     @property
     def letters(self) -> str:
@@ -112,12 +123,9 @@ def train_audio(
     torch.manual_seed(seed)
     device, letters = next(tower.parameters()).device, speech.letters
     model = CtcModel(tower, len(letters)).to(device)
-    by_length = np.argsort([m.shape[1] for m in speech.mels])
-    by_length = by_length[by_length >= NUM_HELD_OUT]
 
     def draw(_step: int, rng: np.random.Generator) -> _Batch:
-        first = rng.integers(0, max(len(by_length) - schedule.batch_size, 1))
-        mel, lengths, texts = speech.batch(by_length[first : first + schedule.batch_size])
+        mel, lengths, texts = speech.batch(speech.of_one_length(rng, schedule.batch_size))
         return masked(mel, rng), lengths, texts
 
     def loss(batch: _Batch) -> tuple[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from multimodal.review import (
     denial,
     log_odds,
     seen_of,
+    sizes_of,
     surest_unspoken,
 )
 from multimodal.training.cases import (
@@ -104,11 +105,12 @@ def _ask(talk: Talk, case: Case) -> Answers:
         (PRESENCE, [chance, 1 - chance], int(key not in present))
         for key, chance in presence.items()
     ]
-    for known, task in ((VERDICTS, "check"), (OMISSION, "omission")):
+    for known, task in ((VERDICTS, "check"), (OMISSION, "omission"), (prompts.SIZES, "size")):
         asked = [q for q in case.questions if q.task == task]
         told = talk.ask_all([q.question for q in asked], known)
         for question, answer in zip(asked, told, strict=True):
-            label = question.label if question.label in known else known[0]
+            right = question.answer if task == "size" else question.label
+            label = right if right in known else known[0]
             choices.append((known, [answer.choices[c] for c in known], known.index(label)))
     report, names = case.report, [name for name, _ in case.vocabulary.findings]
     kept = [line.mistake.verdict.correction if line.mistake else line.text for line in report.lines]
@@ -124,7 +126,7 @@ def _ask(talk: Talk, case: Case) -> Answers:
 
 def _fit_choices(answers: Sequence[Answers]) -> Fitted:
     fitted = {}
-    for known in (PRESENCE, VERDICTS, OMISSION):
+    for known in (PRESENCE, VERDICTS, OMISSION, prompts.SIZES):
         rows = [
             (chances, right) for a in answers for of, chances, right in a.choices if of == known
         ]
@@ -151,7 +153,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
                 line.claim,
                 presence,
                 denied=denial(line.text, chances),
-                measured_mm=line.measured_mm,
+                sizes=sizes_of(calibrated(line.sizes, fitted)) if line.sizes else {},
             )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])

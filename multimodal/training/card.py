@@ -18,13 +18,14 @@ def card_table(found: Mapping[str, Any]) -> str:
         _pairs("evidence, when a region is hidden", found["hiding the region"]),
         _pairs("studies of another kind", found["out of range"]),
         _pairs("one reading of 120 slices with a report, seconds", found["reading"]),
+        _grid(f"the gate at its default, {found['gate_studies']} studies", found["gate"]),
         _rows(found["sparsity"]),
     )
     lines = [line for section in sections for line in (*section, "")]
-    count, few = found["studies"], found["sparsity_studies"]
+    count, few, some = (found[n] for n in ("studies", "few_studies", "sparsity_studies"))
     lines.append(
         f"{count} unseen studies of the world `{found['world']}` ({few} where images are blanked or"
-        f" another's, and below the third table), {found['machine']}; weights SHA-256 {found['weights_sha256'][:16]}…."
+        f" another's, dictated or hidden, {some} at each sparsity), {found['machine']}; weights SHA-256 {found['weights_sha256'][:16]}…."
         " Made by `make eval-demo`."
     )
     return "\n".join(lines)

@@ -28,8 +28,9 @@ from multimodal.training.world.reports import Vocabulary
 from multimodal.training.world.worlds import WORLDS, World
 
 HELD_OUT = 256  # the first studies of a corpus are never trained on
+_FORMAT = 2  # of what is kept: targets of a slab's maximum
 _FULL = 1000
-_SHARE = (Window("share", _FULL / 2, _FULL),) * 3
+_SHARE = (Window("share", _FULL / 2, _FULL, "max"),) * 3  # a dot of one slice is in a MIP
 _FOLDERS = {False: "corpus", True: "crowd"}
 LEAST = 5  # of 255: a plaque in one corner of its patch is shown
 
@@ -92,7 +93,8 @@ class Corpus:
         num_views: pictures of a study.
         views: uint8 `[studies, views, 3, size, size]`.
         geometry: float32 `[studies, views, 11]`.
-        cover: uint8 0..255 `[studies, views, patches, F]`, the share of a patch a mask covers.
+        cover: uint8 0..255 `[studies, views, patches, F]`, the share of a patch a mask covers in its
+            slab's maximum.
         truth: what each study shows.
         vocabulary: what may be said of each.
     """
@@ -123,11 +125,20 @@ class Corpus:
         """Indices of studies to train on."""
         return range(HELD_OUT, self.num_studies)
 
-    def slices(self, rng: np.random.Generator, n: int) -> SliceBatch:
-        """Random training slices, two thirds of them with a finding, small ones more often."""
-        shown = list(self._showing().values())
-        weights = np.array([len(pick) for pick in shown]) ** -0.5
-        chosen = rng.choice(len(shown), 2 * n // 3, p=weights / weights.sum())
+    def slices(
+        self, rng: np.random.Generator, n: int, weights: np.ndarray | None = None
+    ) -> SliceBatch:
+        """Random training slices, two thirds of them with a finding.
+
+        Each of the `F` findings is there as often as its weight says; without, those that few slices
+        show come more often than they are.
+        """
+        showing = self._showing()
+        often = [
+            len(pick) ** -0.5 if weights is None else weights[f] for f, pick in showing.items()
+        ]
+        shown = list(showing.values())
+        chosen = rng.choice(len(shown), 2 * n // 3, p=np.array(often) / sum(often))
         picks = [shown[k] for k in chosen]
         rows = [pick[rng.integers(len(pick))] for pick in picks]
         rest = n - len(rows)
@@ -194,6 +205,7 @@ def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     recorded = folder / "make.json"
     wanted = {name: value for name, value in asdict(make).items() if name != "studies"}
+    wanted["format"] = _FORMAT
     if recorded.is_file() and json.loads(recorded.read_text()) != wanted:
         raise InvalidOption(
             f"{folder} holds {recorded.read_text()}, not {wanted}; use another work folder"
@@ -262,7 +274,7 @@ def to_volume(rendered: Rendered) -> Volume:
 
 
 def patch_cover(rendered: Rendered, world: World, frame: Frame) -> np.ndarray:
-    """Share of each patch of each view that a finding's mask covers: `[views, patches, F]`, 0..1.
+    """Share of each patch that a finding's mask covers in its slab's maximum: `[views, patches, F]`, 0..1.
 
     A mask goes the way of the pictures, so target and picture agree for any matrix.
     """

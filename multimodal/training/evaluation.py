@@ -13,8 +13,9 @@ import logging
 import os
 import pickle
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +28,9 @@ from multimodal import prompts
 from multimodal.backends import DEMO, GenerateOptions, Region, collect
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
-from multimodal.review import OMISSION, ReviewWeights
+from multimodal.review import OMISSION, ReviewWeights, median_mm, sizes_of
 from multimodal.sparse import counting_flops, set_sparsity
+from multimodal.terms import is_chinese
 from multimodal.training.audio_pretraining import dictate, edit_distance
 from multimodal.training.card import card_table, write_card
 from multimodal.training.cases import (
@@ -49,6 +51,12 @@ from multimodal.training.world.reports import all_keys
 logger = logging.getLogger(__name__)
 
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9)
+CURVE_STUDIES = 20  # at each; what the gate loses at its default is measured on many more
+CURVE = ("presence balanced accuracy", "list F1", "check balanced accuracy")
+GATED = (
+    *CURVE, "side accuracy", "omission balanced accuracy", "report AUROC", "report correction exact"
+)  # fmt: skip
+FORMAT = 2  # of what is kept
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
 
@@ -90,7 +98,8 @@ def _mark(questions: Sequence[Dialogue], talk: Talk, scores: Scores) -> None:
         if question.task == "size":
             true = prompts.parse_size_mm(question.answer)
             assert true is not None
-            scores.sizes.append((true, prompts.parse_size_mm(given.text) or 0.0))
+            sizes = sizes_of(talk.ask(question.question, prompts.SIZES).choices)
+            scores.sizes.append((true, median_mm(sizes) or 0.0))
         elif question.task == "side":
             scores.side.append(exact)
         elif question.task == "omission":
@@ -120,7 +129,7 @@ def dictations(model: Path, num: int) -> dict[str, float]:
             world, np.random.default_rng((FIRST_SEED, 7, seed)), seed, held_out=True
         )
         heard = hear(backend, speech)
-        chinese = any("一" <= c <= "鿿" for c in text)
+        chinese = is_chinese(text)
         name = "Chinese character" if chinese else "word"
         right, given = (list(t) if chinese else t.split() for t in (text, heard))
         errors[name] = errors.get(name, 0) + edit_distance(right, given)
@@ -151,7 +160,7 @@ def dictated_checks(model: Path, num_studies: int) -> dict[str, float]:
         spoken = []
         for question in questions:
             sentence = question.question.removeprefix(prompts.CHECK_SENTENCE.format(sentence=""))
-            voices = HELD_OUT_VOICES["zh" if any("一" <= c <= "鿿" for c in sentence) else "en"]
+            voices = HELD_OUT_VOICES["zh" if is_chinese(sentence) else "en"]
             speech = synthesise(sentence, voices[number % len(voices)], rng)
             heard = prompts.CHECK_SENTENCE.format(sentence=hear(backend, speech))
             spoken.append(replace(question, question=heard))
@@ -190,22 +199,49 @@ def answer_loss(backend: LocalBackend, cases: Sequence[Case]) -> float:
     return total / count
 
 
-def at_sparsity(model: Path, level: float, num_studies: int) -> dict[str, float]:
-    """Loss, accuracy and executed share of the MLPs' multiply-adds at one sparsity."""
-    backend, cases, scores = _backend(model), _cases(model, range(num_studies)), Scores()
+@contextmanager
+def _sparsity_of(backend: LocalBackend, level: float) -> Iterator[None]:
     backbone = backend.model.language_model
     set_sparsity(backbone, level)
     try:
-        with counting_flops(backbone) as flops:
+        yield
+    finally:
+        set_sparsity(backbone, backend.model.config.sparsity["sparsity"])
+
+
+def examine_dense(model: Path, seeds: range) -> Scores:
+    """Some studies seen with every neuron at work."""
+    backend, scores = _backend(model), Scores()
+    with _sparsity_of(backend, 0.0):
+        for case in _cases(model, seeds):
+            examine(backend, case, scores)
+    return scores
+
+
+def lost_by_gate(gated: Scores, dense: Scores) -> dict[str, dict[str, float]]:
+    """Of every task, the figure with the gate at its default and without; what it loses, in points."""
+    ours, theirs = gated.summary(), dense.summary()
+    return {
+        name: {
+            "gate": ours[name],
+            "dense": theirs[name],
+            "points lost": 100 * (theirs[name] - ours[name]),
+        }
+        for name in GATED
+    }
+
+
+def at_sparsity(model: Path, level: float, num_studies: int) -> dict[str, float]:
+    """Loss, accuracy and executed share of the MLPs' multiply-adds at one sparsity."""
+    backend, cases, scores = _backend(model), _cases(model, range(num_studies)), Scores()
+    with _sparsity_of(backend, level):
+        with counting_flops(backend.model.language_model) as flops:
             for case in cases:
                 examine(backend, case, scores)
         loss = answer_loss(backend, cases)
-    finally:
-        set_sparsity(backbone, backend.model.config.sparsity["sparsity"])
     summary = scores.summary()
-    names = ("presence balanced accuracy", "list F1", "check balanced accuracy")
     return {"sparsity": level, "answer loss": loss,
-            **{n: summary[n] for n in names}, "MLP skipped, decoding": flops.skipped_in_decode,
+            **{n: summary[n] for n in CURVE}, "MLP skipped, decoding": flops.skipped_in_decode,
             "MLP skipped, all": flops.skipped}  # fmt: skip
 
 
@@ -263,7 +299,7 @@ def evaluate(
     parts = [range(i, min(i + CHUNK, num_studies)) for i in range(0, num_studies, CHUNK)]
     weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     config = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
-    done = work / f"{weights[:12]}-{config[:12]}"
+    done = work / f"{weights[:12]}-{config[:12]}-{FORMAT}"
     done.mkdir(parents=True, exist_ok=True)
     with processes(num_workers) as pool:
 
@@ -279,12 +315,18 @@ def evaluate(
         heard = begin(f"dictations-{num_dictations}", dictations, num_dictations)
         dictated = begin(f"dictated-{few}", dictated_checks, few)
         hidden = begin(f"hidden-{few}", hiding, few)
-        curve = [begin(f"sparsity-{level}-{few}", at_sparsity, level, few) for level in LEVELS]
-        tasks: list[Future[Any]] = [*studies, heard, dictated, hidden, *curve]
+        dense = [
+            begin(f"dense-{part.start}-{part.stop}", examine_dense, part)
+            for part in parts[: max(len(parts) // 10, 1)]
+        ]
+        some = min(few, CURVE_STUDIES)
+        curve = [begin(f"sparsity-{level}-{some}", at_sparsity, level, some) for level in LEVELS]
+        tasks: list[Future[Any]] = [*studies, heard, dictated, hidden, *dense, *curve]
         for task in tqdm(as_completed(tasks), total=len(tasks), desc="evaluation"):
             task.result()  # an error ends it all at once
     ways = zip(*(part.result() for part in studies), strict=True)
     seeing, blind, shuffled = (Scores.joined(way) for way in ways)
+    gated = Scores.joined(part.result()[0] for part in studies[: len(dense)])
     recorded = Path(os.environ.get("CROSSREAD_SHARED_DATA", "../shared/data"))
     backend = _backend(model)
     world = world_of(backend.model.config)
@@ -303,7 +345,10 @@ def evaluate(
         "out of range": strange_studies(backend, seeing.novelty, recorded),
         "reading": reading_time(backend, world),
         "sparsity": [level.result() for level in curve],
-        "sparsity_studies": few,
+        "few_studies": few,
+        "sparsity_studies": some,
+        "gate": lost_by_gate(gated, Scores.joined(part.result() for part in dense)),
+        "gate_studies": parts[len(dense) - 1].stop,
     }
     backend.close()
     for held in (_backend, _cases):  # a process that goes on needs its memory for other things

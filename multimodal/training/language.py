@@ -302,7 +302,7 @@ class Packer:
 
     def draw_speech(self, rng: np.random.Generator, n: int) -> Heard:
         """Random recordings with their words."""
-        return self.recordings(rng.integers(NUM_HELD_OUT, len(self.speech.texts), n))
+        return self.recordings(self.speech.of_one_length(rng, n))
 
     def recordings(self, indices: np.ndarray) -> Heard:
         """Recordings with their words."""

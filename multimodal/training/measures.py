@@ -35,6 +35,15 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """A mistake and its correction: whether it is exact, and whether it is so but for a near size."""
+
+    type: str
+    exact: bool
+    near: bool
+
+
+@dataclass(frozen=True)
 class Judgement:
     """A whole report: whether it is wrong, how sure of that the model was, and each point.
 
@@ -44,7 +53,7 @@ class Judgement:
         true: points (type, sentence number); the number of a finding left out is -1.
         said: the same, as they were found.
         stated: of every sentence, and of what is left out: whether it is wrong, the probability.
-        mended: of every true point: its type, and whether the correction offered is exact.
+        mended: how every true point is corrected.
     """
 
     wrong: bool
@@ -52,7 +61,7 @@ class Judgement:
     true: frozenset[tuple[str, int]]
     said: frozenset[tuple[str, int]]
     stated: tuple[tuple[bool, float], ...] = ()
-    mended: tuple[tuple[str, bool], ...] = ()
+    mended: tuple[Mended, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,10 @@ class Scores:
             "omission balanced accuracy": balanced([(t, p) for t, p, _ in self.omission]),
             "omission correction exact": mean(e for t, _, e in self.omission if t),
             "report AUROC": area([(r.wrong, r.sure) for r in self.reports]),
-            "report correction exact": mean(e for r in self.reports for _, e in r.mended),
+            "report correction exact": mean(m.exact for r in self.reports for m in r.mended),
+            "report correction exact but for a near size": mean(
+                m.near for r in self.reports for m in r.mended
+            ),
             "evidence slice": mean(p.on_slice for p in self.pointed if p.claimed),
             "evidence box": mean(p.in_box for p in self.pointed if p.claimed),
             "evidence slice, claimed or not": mean(p.on_slice for p in self.pointed),
@@ -139,14 +151,16 @@ class Scores:
         }
 
     def per_mistake(self) -> dict[str, dict[str, float]]:
-        """Of each type: sentences alone judged rightly; F1 and exact corrections in whole reports."""
+        """Of each type: sentences alone judged rightly; F1 and corrections in whole reports."""
         found = {}
         for kind in (prompts.AGREES, *prompts.ERROR_TYPES):
             rows = [j for j in self.check if j.true == kind]
             right = mean((j.wrong >= 0.5) == (kind != prompts.AGREES) for j in rows)
-            exact = mean(e for r in self.reports for k, e in r.mended if k == kind)
+            mended = [m for r in self.reports for m in r.mended if m.type == kind]
             found[kind] = {
-                "alone": right, "F1 in reports": self._f1(kind), "corrected in reports": exact,
+                "alone": right, "F1 in reports": self._f1(kind),
+                "corrected in reports": mean(m.exact for m in mended),
+                "but for a near size": mean(m.near for m in mended),
             }  # fmt: skip
         return found
 

@@ -205,7 +205,9 @@ def _vision(
     before = {name: value.clone() for name, value in dense.state_dict().items()}
 
     def learn() -> None:
-        train_vision(dense, processor.tokenizer, recipe.work, schedule)
+        train_vision(
+            dense, processor.tokenizer, recipe.work, schedule, knows=recipe.parent is not None
+        )
         if recipe.parent:
             go_part_way(dense, before, recipe.new_share)
 

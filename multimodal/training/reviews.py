@@ -8,41 +8,39 @@ from dataclasses import dataclass
 from multimodal import prompts
 from multimodal.prompts import NamedFinding
 from multimodal.review import (
-    MAX_OMISSIONS,
-    OMISSION,
     VERDICTS,
+    Missing,
     Presence,
     ReviewWeights,
     claim_of,
     denial,
-    is_spoken,
     keys_of,
-    lacking,
-    left_out,
+    median_mm,
     mended,
-    surest_unspoken,
+    omissions,
+    sizes_of,
     weigh,
 )
 from multimodal.training.cases import Talk
-from multimodal.training.measures import Judged, Judgement
+from multimodal.training.measures import Judged, Judgement, Mended
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.mistakes import Faulty
 
-_UNTOLD = 0.49  # the most that a point may be said to have that is not told
+NEAR_MM, NEAR_SHARE = 2.0, 0.1  # that a size may be off by: the bar for the size measured
 
 
 @dataclass(frozen=True)
 class Heeded:
-    """A sentence, what a model answered about it, and the size that it measured of its finding."""
+    """A sentence, what a model answered about it, and the sizes that its finding may have."""
 
     text: str
     said: Mapping[str, float]
     claim: NamedFinding | None
-    measured_mm: float | None
+    sizes: Mapping[str, float]
 
 
 def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Heeded]:
-    """Ask for the verdict on every sentence, and for the size of what one gives a size of."""
+    """Ask for the verdict on every sentence, and for the sizes of what one gives a size of."""
     asked = [prompts.CHECK_SENTENCE.format(sentence=text) for text in sentences]
     said = [answer.choices for answer in talk.ask_all(asked, VERDICTS)]
     claims = [claim_of(text, names) for text in sentences]
@@ -51,9 +49,11 @@ def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Hee
         for number, claim in enumerate(claims)
         if claim and claim.size_mm and denial(sentences[number], said[number]) < 0.5
     ]
-    answers = talk.ask_all([_size_of(claims[number]) for number in sized])
-    sizes = {n: prompts.parse_size_mm(a.text) for n, a in zip(sized, answers, strict=True)}
-    return [Heeded(sentences[n], said[n], claims[n], sizes.get(n)) for n in range(len(sentences))]
+    answers = talk.ask_all([_size_of(claims[number]) for number in sized], prompts.SIZES)
+    sizes = {n: a.choices for n, a in zip(sized, answers, strict=True)}
+    return [
+        Heeded(sentences[n], said[n], claims[n], sizes.get(n, {})) for n in range(len(sentences))
+    ]
 
 
 def _size_of(claim: NamedFinding | None) -> str:
@@ -89,12 +89,14 @@ def judge_report(
     kept: list[str | None] = list(texts)
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
         kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
-        verdict = prompts.parse_verdict(answer.text)
-        written = verdict.correction if verdict and verdict.error == kind else None
-        better = mended(texts[number], kind, heeded[number].measured_mm, written)
+        written = prompts.correction_in(answer.text, kind)
+        measured_mm = median_mm(sizes_of(heeded[number].sizes)) if weights else None
+        better = mended(texts[number], kind, measured_mm, written)
         said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
-    missing = _left_out([text for text in kept if text], talk, presence, weights)
+    missing = _missing(
+        [text for text in kept if text], talk, presence, weights, like=" ".join(texts)
+    )
     keys = list(presence)
     for lack in missing:
         if lack.chance >= 0.5:
@@ -106,57 +108,46 @@ def judge_report(
     }
     for finding, sentence in zip(report.left_out, report.lacking, strict=True):
         right["omission", -1 - keys.index((finding.name, finding.side))] = sentence
-    exact = tuple(
-        (point[0], point in said and _plain(said[point]) == _plain(sentence))
+    corrected = tuple(
+        Mended(
+            point[0],
+            point in said and _plain(said[point]) == _plain(sentence),
+            point in said and _near(said[point], sentence, names),
+        )
         for point, sentence in right.items()
     )
     stated = [(line.mistake is not None, p) for line, p in zip(report.lines, wrong, strict=True)]
     stated.append((bool(report.left_out), missing[0].chance))
     sure = max(chance for _, chance in stated)
-    return Judgement(report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), exact)
+    return Judgement(
+        report.wrong, sure, frozenset(right), frozenset(said), tuple(stated), corrected
+    )
 
 
 def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
     return weigh(
         heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
-        measured_mm=heeded.measured_mm, weights=weights,
+        sizes=sizes_of(heeded.sizes), weights=weights,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Missing:
-    """How likely a report leaves something out, and the sentence that it lacks."""
-
-    chance: float
-    sentence: str | None = None
-
-
-def _left_out(
-    sentences: Sequence[str], talk: Talk, presence: Presence, weights: ReviewWeights | None
+def _missing(
+    sentences: Sequence[str],
+    talk: Talk,
+    presence: Presence,
+    weights: ReviewWeights | None,
+    *,
+    like: str,
 ) -> list[Missing]:
-    """Point after point until one is unlikely, which comes last, or nothing new is named."""
-    kept, found = list(sentences), list[Missing]()
-    names = sorted({name for name, _ in presence})
-    while len(found) < MAX_OMISSIONS:
-        prompt = prompts.FIND_OMISSION.format(report=" ".join(kept))
-        chance = talk.ask(prompt, OMISSION).choices["omission"]
-        unspoken = surest_unspoken(presence, kept, names)
-        if weights is not None:
-            chance = left_out(chance, unspoken[1] if unspoken else 0.0, weights)
-        found.append(Missing(chance))
-        if chance < 0.5:
-            break
-        verdict = prompts.parse_verdict(talk.ask(prompt).text)
-        missing = verdict.correction if verdict and verdict.error == "omission" else None
-        if weights and unspoken and unspoken[1] >= 0.5:
-            missing = lacking(unspoken[0], missing)
-        elif weights and unspoken and missing and is_spoken(presence, missing, kept, names):
-            found[-1] = Missing(_UNTOLD)
-            break
-        found[-1] = Missing(chance, missing)
-        if missing is None or missing in kept:
-            break
-        kept.append(missing)
+    """What sentences leave out, each question answered as it comes."""
+    asking, found = omissions(sentences, presence, weights, like=like), list[Missing]()
+    event = next(asking, None)
+    while event is not None:
+        if isinstance(event, Missing):
+            found.append(event)
+            event = next(asking, None)
+        else:
+            event = asking.send(talk.ask(event.prompt, event.choices))
     return found
 
 
@@ -166,6 +157,19 @@ def _number(sentence: str | None, presence: Presence) -> int:
     claim = claim_of(sentence, names) if sentence else None
     keys = keys_of(claim, presence) if claim else []
     return -1 - list(presence).index(keys[0]) if keys else -1 - len(presence)
+
+
+def _near(said: str | None, right: str | None, names: Sequence[str]) -> bool:
+    """Whether two sentences are the same but for a size that two readers may well give."""
+    if _plain(said) == _plain(right):
+        return True
+    claims = [claim_of(text, names) for text in (said, right) if text]
+    sizes = [claim.size_mm for claim in claims if claim and claim.size_mm]
+    if said is None or right is None or len(sizes) < 2:
+        return False
+    given, true = sizes
+    alike = [_plain(mended(text, "size", true, None) or text) for text in (said, right)]
+    return abs(given - true) <= max(NEAR_MM, NEAR_SHARE * true) and alike[0] == alike[1]
 
 
 def _plain(sentence: str | None) -> str:

@@ -83,25 +83,30 @@ def dense_loss(
     *,
     shown: torch.Tensor,
 ) -> torch.Tensor:
-    """Focal loss (Lin et al. 2017) of the patches plus the size error where the finding is.
-
-    Divided by the patches that are expected to show each finding, so that a stone of one patch in
-    a thousand slices pulls as hard as ascites: in a mean over all patches nearly nothing pulls.
+    """`patch_losses` of the findings in the mean, plus the size error where a finding is.
 
     Args:
         presence, log_size: `[n, patches, F]`.
-        cover: `[n, patches, F]`, the share of the patch that the mask covers, 0..1.
+        cover: `[n, patches, F]`, the share of the patch that the mask covers in its slab, 0..1.
         size_mm: `[n, F]`, NaN where the finding has no stated size.
-        shown: `[F]`, patches of a usual slice that show each finding, see `patches_shown`.
+        shown: `[F]`, see `patches_shown`.
     """
-    target = patch_targets(cover)
-    focal = sigmoid_focal_loss(presence, target, alpha=-1, gamma=2)
-    loss = (focal.sum((0, 1)) / (len(cover) * shown)).mean()
+    loss = patch_losses(presence, cover, shown).mean()
     known = (cover > 0.02) & size_mm.isfinite()[:, None]
     if known.any():
         wanted = size_mm[:, None].expand_as(cover)[known].log()
         loss = loss + 0.3 * nn.functional.smooth_l1_loss(log_size[known], wanted, beta=0.2)
     return loss
+
+
+def patch_losses(presence: torch.Tensor, cover: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """Focal loss (Lin et al. 2017) of the patches of each finding, `[F]`.
+
+    Divided by the patches that are expected to show each finding, so that a stone of one patch in
+    a thousand slices pulls as hard as ascites: in a mean over all patches nearly nothing pulls.
+    """
+    focal = sigmoid_focal_loss(presence, patch_targets(cover), alpha=-1, gamma=2)
+    return focal.sum((0, 1)) / (len(cover) * shown)
 
 
 def patch_targets(cover: torch.Tensor) -> torch.Tensor:
@@ -112,10 +117,28 @@ def patch_targets(cover: torch.Tensor) -> torch.Tensor:
     return (255.0 / LEAST * cover).clamp(max=1.0)
 
 
-def patches_shown(corpus: Corpus, num_slices: int = 1500) -> torch.Tensor:
+def patches_shown(
+    corpus: Corpus, num_slices: int = 1500, weights: np.ndarray | None = None
+) -> torch.Tensor:
     """Of each finding, how many patches of a drawn slice show it, `[F]`; one in all if none does."""
-    drawn = corpus.slices(np.random.default_rng(0), num_slices)
+    drawn = corpus.slices(np.random.default_rng(0), num_slices, weights)
     return (patch_targets(drawn.cover).sum((0, 1)) / num_slices).clamp(min=1 / num_slices)
+
+
+@torch.no_grad()
+def hardness(model: DenseModel, corpus: Corpus, num_batches: int = 40) -> np.ndarray:
+    """How often to draw each finding, `[F]`: by the root of what is lost in it as yet.
+
+    A tower that has learned pneumothoraces learns nothing from a further one.
+    """
+    device = next(model.parameters()).device
+    shown, losses = patches_shown(corpus).to(device), []
+    for number in range(num_batches):
+        batch = corpus.slices(np.random.default_rng((1, number)), 24)
+        with mixed_precision(device):
+            presence, _ = model(move(batch.pixels, device))
+        losses.append(patch_losses(presence.float(), move(batch.cover, device), shown))
+    return torch.stack(losses).mean(0).sqrt().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -125,17 +148,27 @@ class _Batch:
 
 
 def train_vision(
-    model: DenseModel, tokenizer: Any, work_dir: Path, schedule: Schedule, *, seed: int = 0
+    model: DenseModel,
+    tokenizer: Any,
+    work_dir: Path,
+    schedule: Schedule,
+    *,
+    knows: bool = False,
+    seed: int = 0,
 ) -> None:
-    """Train tower and head in place; `tokenizer` reads the captions."""
+    """Train tower and head in place; `tokenizer` reads the captions.
+
+    A model that `knows` something already is shown most what it knows least.
+    """
     corpus, usual = open_corpus(work_dir, crowded=True), open_corpus(work_dir)
     device = next(model.parameters()).device
     both = nn.ModuleDict({"dense": model, "contrast": Contrast(model.tower.width, len(tokenizer))})
     both.to(device)
-    shown = patches_shown(corpus).to(device)
+    weights = hardness(model, corpus) if knows else None
+    shown = patches_shown(corpus, weights=weights).to(device)
 
     def draw(_step: int, rng: np.random.Generator) -> _Batch:
-        batch = corpus.slices(rng, schedule.batch_size)
+        batch = corpus.slices(rng, schedule.batch_size, weights)
         return _Batch(batch, _captions(corpus, batch, tokenizer, rng))
 
     def loss(batch: _Batch) -> tuple[str, torch.Tensor]:

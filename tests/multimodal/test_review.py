@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimodal.prompts import AGREES, NamedFinding
+from multimodal.prompts import AGREES, SIZES, NamedFinding, parse_findings
 from multimodal.review import (
     VERDICTS,
     ReviewWeights,
@@ -19,12 +19,17 @@ from multimodal.review import (
     is_spoken,
     lacking,
     left_out,
+    median_mm,
     mended,
+    sizes_of,
+    states,
     surest_unspoken,
     weigh,
 )
+from multimodal.terms import deny, is_chinese, mentions
 from multimodal.training.world.findings import Shown, keys_of
 from multimodal.training.world.reports import Sentence
+from multimodal.training.world.wording import CHINESE
 
 NAMES = ["nodule", "pleural effusion", "cardiomegaly", "aortic aneurysm", "kidney stone"]
 WORDS_ALONE = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
@@ -51,7 +56,7 @@ _chance = st.floats(0.0, 1.0)
 def test_without_weight_of_what_is_seen_the_words_alone_decide(shares: list[float]) -> None:
     stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
     found = weigh(
-        stated, NODULE, {RIGHT: 0.0, LEFT: 1.0}, denied=0.1, measured_mm=40.0, weights=WORDS_ALONE
+        stated, NODULE, {RIGHT: 0.0, LEFT: 1.0}, denied=0.1, sizes={40.0: 1.0}, weights=WORDS_ALONE
     )
     assert found == pytest.approx(stated, rel=1e-6)
 
@@ -67,7 +72,7 @@ def test_verdicts_are_probabilities_whatever_is_seen(
             claim,
             {RIGHT: right, LEFT: left},
             denied=denied,
-            measured_mm=measured,
+            sizes={measured: 1.0} if measured else {},
             weights=BOTH,
         )
         assert sum(found.values()) == pytest.approx(1.0)
@@ -82,9 +87,8 @@ def test_verdicts_are_probabilities_whatever_is_seen(
 def test_what_is_seen_decides_where_the_words_do_not(
     right: float, left: float, measured: float | None, verdict: str
 ) -> None:
-    found = weigh(
-        UNSURE, NODULE, {RIGHT: right, LEFT: left}, denied=0.0, measured_mm=measured, weights=BOTH
-    )
+    sizes = {measured: 1.0} if measured else {}
+    found = weigh(UNSURE, NODULE, {RIGHT: right, LEFT: left}, denied=0.0, sizes=sizes, weights=BOTH)
     assert max(found, key=found.__getitem__) == verdict
 
 
@@ -96,25 +100,55 @@ def test_a_denial_is_wrong_where_a_side_that_it_denies_shows_the_finding(
 ) -> None:
     claim = NamedFinding("nodule", side)  # type: ignore[arg-type]
     presence = {RIGHT: 0.02, LEFT: 0.98}
-    found = weigh(DENIAL, claim, presence, denied=1.0, measured_mm=None, weights=BOTH)
+    found = weigh(DENIAL, claim, presence, denied=1.0, sizes={}, weights=BOTH)
     assert max(found, key=found.__getitem__) == verdict
+
+
+def test_a_size_is_as_wrong_as_the_sizes_far_from_it_are_likely() -> None:
+    """Bayes again: of a finding that is there, 14 mm against the 0.7 of sizes beyond a factor of 1.3."""
+    sizes = {11.0: 0.1, 14.0: 0.1, 18.0: 0.1, 19.0: 0.3, 30.0: 0.4}
+    found = weigh(UNSURE, NODULE, {RIGHT: 1.0, LEFT: 0.0}, denied=0.0, sizes=sizes, weights=BOTH)
+    assert found["size"] / found[AGREES] == pytest.approx(
+        0.7 / 0.3 * UNSURE["size"] / UNSURE[AGREES]
+    )
+
+
+@pytest.mark.parametrize(("said_mm", "held"), [(2.0, 3.0), (110.0, 80.0), (400.0, 80.0)])
+def test_a_size_beyond_all_that_are_asked_for_is_no_mistake_where_the_last_is_likely(
+    said_mm: float, held: float
+) -> None:
+    claim = NamedFinding("nodule", "right", said_mm)
+    sizes = {3.0: 0.0, 80.0: 0.0} | {held: 1.0}
+    found = weigh(UNSURE, claim, {RIGHT: 0.99, LEFT: 0.0}, denied=0.0, sizes=sizes, weights=BOTH)
+    assert max(found, key=found.__getitem__) == AGREES
+
+
+def test_the_median_of_sizes_is_the_first_that_half_of_them_do_not_exceed() -> None:
+    assert median_mm({14.0: 0.2, 12.0: 0.2, 30.0: 0.6}) == 30.0
+    assert median_mm({14.0: 0.3, 12.0: 0.3, 30.0: 0.4}) == 14.0
+    assert median_mm({}) is None
+
+
+@given(st.dictionaries(st.sampled_from(SIZES), st.floats(0.01, 1.0), min_size=1))
+def test_sizes_are_read_back_as_a_list_states_them(chances: dict[str, float]) -> None:
+    read = sizes_of(chances)
+    for words, chance in chances.items():
+        (finding,) = parse_findings(f"right nodule {words}")
+        assert finding.size_mm is not None
+        assert read[finding.size_mm] == chance
 
 
 def test_a_product_of_both_opinions_is_what_weights_of_one_give() -> None:
     """Bayes: p(verdict) is proportional to what is said times how likely what is seen is under it."""
     stated = said(agrees=0.3, insertion=0.5, omission=1e-4)
-    found = weigh(
-        stated, NODULE, {RIGHT: 0.8, LEFT: 0.1}, denied=0.0, measured_mm=None, weights=BOTH
-    )
+    found = weigh(stated, NODULE, {RIGHT: 0.8, LEFT: 0.1}, denied=0.0, sizes={}, weights=BOTH)
     odds = (0.3 * 0.8 * (1 - 1e-4)) / (0.5 * 0.2 * 0.9)
     assert found[AGREES] / found["insertion"] == pytest.approx(odds)
 
 
 def test_what_is_added_makes_a_verdict_rarer() -> None:
     rare = ReviewWeights(1.0, 0.0, {"insertion": -math.log(4)}, (1, 0, 0))
-    found = weigh(
-        said(agrees=0.4, insertion=0.4), None, {}, denied=0.5, measured_mm=None, weights=rare
-    )
+    found = weigh(said(agrees=0.4, insertion=0.4), None, {}, denied=0.5, sizes={}, weights=rare)
     assert found["insertion"] / found[AGREES] == pytest.approx(1 / 4)
 
 
@@ -229,6 +263,23 @@ def test_denials_are_told_from_statements_even_by_words_alone(
         assert (denial(text, torn) > 0.5) == denied, text
         assert lacking(key, text) != text if denied else True
     assert denial("No nodule.", said(omission=1e-6, insertion=0.3)) < 0.01
+
+
+@pytest.mark.parametrize("like", ["No nodule.", "未见结节。"])
+@pytest.mark.parametrize("key", keys_of(), ids=str)
+def test_the_plain_denial_of_every_finding_speaks_of_it_and_denies_it(key: Any, like: str) -> None:
+    """In Chinese in the words that the demo checkpoint learned: it corrects no others."""
+    text = deny(*key, like=like)
+    side = {"right": "右", "left": "左"}.get(key[1], "")
+    assert is_chinese(text) == is_chinese(like)
+    assert text.startswith("No ") or text == CHINESE[key[0]].absent[0].format(side=side)
+    assert list(mentions(text, [name for name, _ in keys_of()])) == [key]
+    assert not states(text, key)
+
+
+def test_a_finding_without_chinese_words_is_denied_in_english() -> None:
+    assert deny("spleen", None, like="未见结节。") == "No spleen."
+    assert deny("liver lesion", "left", like="未见结节。") == "No left liver lesion."
 
 
 def test_weights_are_read_as_a_checkpoint_holds_them() -> None:

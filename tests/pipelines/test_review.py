@@ -75,6 +75,21 @@ def test_a_finding_that_is_seen_is_named_whatever_the_model_writes(volume: Volum
 
 
 @pytest.mark.parametrize(
+    ("report", "denial", "wording"),
+    [("No cardiomegaly.", "No right nodule.", "There is a 9 mm nodule in the right lung."),
+     ("心影不大。", "右肺未见结节。", "右肺见9 mm结节。")],
+)  # fmt: skip
+def test_a_finding_that_is_seen_is_worded_as_the_model_corrects_its_denial(
+    volume: Volume, report: str, denial: str, wording: str
+) -> None:
+    answers = {denial: f"omission: {wording}", "leave out?": "omission: There is a liver lesion."}
+    backend = fake(answers, right_nodule=0.95)
+    backend.chances["leave out?"] = 0.4
+    (point,) = read(backend, volume, report).discrepancies
+    assert (point.type, point.correction) == ("omission", wording)
+
+
+@pytest.mark.parametrize(
     "report", ["Right and left nodules.", "Nodules in both lungs.", "双肺结节。"]
 )
 def test_both_sides_named_together_are_spoken_of(volume: Volume, report: str) -> None:

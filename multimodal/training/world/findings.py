@@ -35,13 +35,13 @@ class Kind:
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("nodule", "chest", True, (6.0, 30.0), 1.6, many=6),
+    Kind("nodule", "chest", True, (6.0, 30.0), 1.6, many=12),
     Kind("mass", "chest", True, (32.0, 65.0)),
     Kind("consolidation", "chest", True),
     Kind("ground-glass opacity", "chest", True),
     Kind("pleural effusion", "chest", True),
     Kind("pneumothorax", "chest", True),
-    Kind("rib lesion", "chest", True, (12.0, 28.0), many=5),
+    Kind("rib lesion", "chest", True, (12.0, 28.0), many=8),
     Kind("cardiomegaly", "chest", False, None, 1.5),
     Kind("pericardial effusion", "chest", False, None, 1.5),
     Kind("aortic calcification", "chest", False, None, 1.5),
@@ -50,9 +50,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("subdural haematoma", "head", True),
     Kind("infarct", "head", True),
     Kind("hydrocephalus", "head", False, None, 1.5),
-    Kind("liver lesion", "abdomen", False, (10.0, 50.0), 1.5, many=5),
+    Kind("liver lesion", "abdomen", False, (10.0, 50.0), 1.5, many=6),
     Kind("renal cyst", "abdomen", True, (12.0, 55.0), many=2),
-    Kind("kidney stone", "abdomen", True, (5.0, 14.0), many=4),
+    Kind("kidney stone", "abdomen", True, (5.0, 14.0), many=6),
     Kind("ascites", "abdomen", False, None, 1.5),
     Kind("aortic aneurysm", "abdomen", False, (35.0, 65.0), 1.5),
 )
@@ -132,7 +132,7 @@ def random_keys(region: Region, rng: np.random.Generator, *, crowded: bool = Fal
 
 
 def several(keys: Sequence[Key], rng: np.random.Generator) -> list[Key]:
-    """Keys repeated at random: eyes learn from each of six nodules, drawn at the cost of one."""
+    """Keys repeated at random: eyes learn from each of a dozen nodules, drawn at the cost of one."""
     return [key for key in keys for _ in range(int(rng.integers(KIND_OF[key[0]].many)) + 1)]
 
 

@@ -84,7 +84,7 @@ _MAKE: Mapping[Region, Callable[[np.random.Generator, list[Key]], Body]] = {
     "head": random_head,
     "abdomen": random_abdomen,
 }
-_SHARES = (0.6, 0.2, 0.2)
+_SHARES, _CROWDED = (0.6, 0.2, 0.2), (0.5, 0.15, 0.35)
 VOCABULARIES: dict[Region, Vocabulary] = {
     region: Vocabulary(
         tuple((k.name, k.sided) for k in KINDS if k.region == region),
@@ -108,10 +108,10 @@ def random_body(
 ) -> Body:
     """A person's region with findings; what is not given is drawn at random.
 
-    Crowded ones are of every region alike: eyes need as many livers as lungs to learn from. Several
-    of a kind are there of one size, which so can be told of each.
+    Of crowded ones more are abdomens and fewer heads, whose findings eyes learn soonest. Several of a
+    kind are there of one size, which so can be told of each.
     """
-    region = region or REGIONS[rng.choice(3, p=None if crowded else _SHARES)]
+    region = region or REGIONS[rng.choice(3, p=_CROWDED if crowded else _SHARES)]
     wanted = random_keys(region, rng, crowded=crowded) if keys is None else keys
     body = _MAKE[region](rng, several(wanted, rng) if crowded else wanted)
     return _alike(body) if crowded else body

@@ -155,10 +155,10 @@ def test_a_crowded_body_has_most_of_what_can_come_together_and_still_hides_nothi
             assert not {("consolidation", side), ("mass", side)} <= set(keys)
 
 
-def test_crowded_bodies_are_of_every_region_alike() -> None:
+def test_of_crowded_bodies_half_are_chests_and_a_third_abdomens() -> None:
     drawn = [random_body(np.random.default_rng((9, s)), crowded=True).region for s in range(300)]
-    counts = [drawn.count(region) for region in REGIONS]
-    assert min(counts) > 75  # 100 expected, 3 standard deviations are 24
+    shares = [drawn.count(region) / 300 for region in REGIONS]
+    assert shares == pytest.approx([0.5, 0.15, 0.35], abs=0.08)  # 3 standard deviations
 
 
 def test_of_several_alike_in_a_crowded_body_every_one_is_covered_and_one_is_told() -> None:
@@ -184,7 +184,7 @@ def test_of_several_alike_in_a_crowded_body_every_one_is_covered_and_one_is_told
 
 
 @pytest.mark.parametrize(
-    ("seed", "crowded", "hidden"), [(75, True, 1), (37, False, 1), (0, True, 0)]
+    ("seed", "crowded", "hidden"), [(673, True, 1), (37, False, 1), (0, True, 0)]
 )
 def test_the_truth_holds_only_what_a_slice_shows(seed: int, crowded: bool, hidden: int) -> None:
     """A stone of 7 mm may lie between two slices of 7: then there is none to be seen."""

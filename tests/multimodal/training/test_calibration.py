@@ -26,9 +26,7 @@ def _answers(count: int) -> list[Answers]:
         shares = rng.dirichlet([1.5, 1e-3, 0.8, 0.8, 0.4, 0.2, 0.2])
         said = dict(zip(VERDICTS, np.maximum(shares, 1e-7).tolist(), strict=True))
         presence = {RIGHT: rng.random(), LEFT: rng.random()}
-        verdicts = weigh(
-            said, claim, presence, denied=denial(text, said), measured_mm=None, weights=true
-        )
+        verdicts = weigh(said, claim, presence, denied=denial(text, said), sizes={}, weights=true)
         right = str(rng.choice(list(verdicts), p=list(verdicts.values())))
         omission, told = rng.random(), [text]
         missing = rng.random() < left_out(omission, presence[LEFT], true)

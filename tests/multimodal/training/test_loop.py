@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,15 @@ from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
 from multimodal.training import ranks
-from multimodal.training.audio_pretraining import edit_distance
-from multimodal.training.corpus import Frame, patch_cover, varied
+from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, edit_distance
+from multimodal.training.corpus import HELD_OUT, Corpus, Frame, patch_cover, varied
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
 from multimodal.training.muon import Muon
 from multimodal.training.vision_pretraining import (
     Contrast,
     auroc,
     dense_loss,
+    hardness,
     held_out_auroc,
     patch_targets,
 )
@@ -287,14 +289,16 @@ def test_edit_distance_counts_edits() -> None:
     assert edit_distance(["a", "b", "c"], ["a", "c", "d"]) == 2
 
 
-def test_patch_targets_are_the_masks_averaged_over_each_patch() -> None:
+def test_patch_targets_are_what_the_masks_cover_in_a_slabs_maximum() -> None:
+    """As a MIP shows a nodule that lies in one slice of its slab."""
     rng = np.random.default_rng(3)
     drawn = render(random_phantom(rng, [("pleural effusion", "left")]), (32, 96, 96), rng)
     cover = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-mip"))
     mask = drawn.masks["pleural effusion", "left"]
     assert cover.shape == (16, 144, 6)
-    assert cover[..., 2].mean() == pytest.approx(mask.mean(), rel=5e-3)  # in 255 steps
-    assert cover[3, 12 * 8 + 7, 2] == pytest.approx(mask[6:8, 64:72, 56:64].mean(), abs=2e-3)
+    slabs = mask.reshape(16, 2, 96, 96).max(1)
+    assert cover[..., 2].mean() == pytest.approx(slabs.mean(), rel=5e-3)  # in 255 steps
+    assert cover[3, 12 * 8 + 7, 2] == pytest.approx(slabs[3, 64:72, 56:64].mean(), abs=2e-3)
     assert cover[..., [0, 1, 3, 4, 5]].max() == 0
 
 
@@ -310,14 +314,15 @@ def test_patch_targets_do_not_depend_on_the_matrix_a_study_is_drawn_on() -> None
 
 
 def test_patch_targets_of_the_larger_pictures_are_those_of_the_smaller_more_finely() -> None:
-    """32 views of 14 x 14 patches of 16 pixels: two views' mean is a view of the small profile."""
+    """32 views of 14 x 14 patches of 16 pixels: two views' maximum is a view of the small profile."""
     rng = np.random.default_rng(5)
     drawn = render(random_phantom(rng, [("cardiomegaly", None)]), (64, 224, 224), rng)
     large = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-large", 14))[..., 4]
     small = patch_cover(drawn, WORLDS["phantom"], Frame("crossread-ct-mip"))[..., 4]
     assert large.shape == (32, 196)
-    assert large.mean() == pytest.approx(drawn.masks["cardiomegaly", None].mean(), rel=5e-3)
-    assert large.reshape(16, 2, 196).mean((1, 2)) == pytest.approx(small.mean(1), abs=2e-3)
+    mask = drawn.masks["cardiomegaly", None]
+    assert large.mean(1) == pytest.approx(mask.reshape(32, 2, -1).max(1).mean(1), abs=2e-3)
+    assert small.mean(1) == pytest.approx(mask.reshape(16, 4, -1).max(1).mean(1), abs=2e-3)
 
 
 def test_a_slice_and_its_own_sentence_lose_least_against_each_other() -> None:
@@ -337,3 +342,62 @@ def test_a_slice_and_its_own_sentence_lose_least_against_each_other() -> None:
     assert contrast(features, padded).item() == pytest.approx(
         contrast(features, words).item(), abs=1e-4
     )
+
+
+class _Crowd(Corpus):
+    """Sixty studies of four pictures, which all show one of two findings, by the study's number.
+
+    Where the first is shown its patch is bright; of the second nothing is to be seen.
+    """
+
+    def __init__(self) -> None:
+        self.num_studies, self.num_views = HELD_OUT + 60, 4
+        studies = np.arange(self.num_studies)
+        self.cover = np.zeros((self.num_studies, 4, 4, 2), np.uint8)
+        self.cover[studies, :, 1, studies % 2] = 255
+        self.views = np.zeros((self.num_studies, 4, 3, 8, 8), np.uint8)
+        self.views[studies % 2 == 0, ..., :4, 4:] = 200
+        self._size = np.full((self.num_studies, 2), np.nan, np.float32)
+        self._shown = None
+
+
+def test_slices_show_each_finding_as_often_as_its_weight_says() -> None:
+    drawn = _Crowd().slices(np.random.default_rng(0), 3000, np.array([0.9, 0.1]))
+    shown = drawn.cover.amax(1).mean(0).tolist()
+    # a third are any slices, half of which show it
+    assert shown == pytest.approx([0.9 * 2 / 3 + 1 / 6, 0.1 * 2 / 3 + 1 / 6], abs=0.03)
+
+
+class _SeesBright(nn.Module):
+    """Sure of the first finding by its brightness, and torn about the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here = nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 `[n, 3, 8, 8]` -> logits `[n, 4, 2]`, twice."""
+        patches = nn.functional.avg_pool2d(pixels[:, 0].float(), 4).flatten(1)
+        answer = torch.stack([torch.where(patches > 100, 9.0, -9.0), torch.zeros_like(patches)], -1)
+        return answer, answer
+
+
+def test_findings_are_weighed_by_the_root_of_what_a_tower_loses_in_them() -> None:
+    """Torn, a patch loses a quarter of log 2, and each of four does; half of the slices show one."""
+    easy, hard = hardness(_SeesBright(), _Crowd())  # type: ignore[arg-type]
+    assert easy < 1e-3
+    assert hard == pytest.approx(math.sqrt(4 * 0.25 * math.log(2) / 0.5), rel=0.03)
+
+
+def test_recordings_of_a_batch_are_of_one_length_and_none_of_a_voice_kept_aside() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.permutation(np.arange(100, 100 + NUM_HELD_OUT + 50))
+    speech = Utterances([np.zeros((1, n), np.float16) for n in lengths], [""] * len(lengths))
+    drawn = [speech.of_one_length(rng, 6) for _ in range(600)]
+    learned = np.sort(lengths[NUM_HELD_OUT:])
+    for batch in drawn:
+        chosen = lengths[batch]
+        assert len(set(batch.tolist())) == 6
+        assert np.searchsorted(learned, chosen.max()) - np.searchsorted(learned, chosen.min()) == 5
+    assert min(np.concatenate(drawn)) >= NUM_HELD_OUT
+    assert len(set(np.concatenate(drawn).tolist())) == 50

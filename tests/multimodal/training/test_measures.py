@@ -11,6 +11,7 @@ from multimodal.training.evaluation import kept
 from multimodal.training.measures import (
     Judged,
     Judgement,
+    Mended,
     Pointed,
     Scores,
     area,
@@ -125,10 +126,15 @@ def test_report_figures_are_of_stated_probabilities_and_exact_corrections() -> N
     stated = tuple((at == 0, 0.2) for at in range(10))
     true = frozenset({("size", 0), ("typo", 1)})
     scores = Scores(listed=[(0, 0, 0)])
-    scores.reports = [Judgement(True, 0.2, true, true, stated, (("size", False), ("typo", True)))]
+    scores.reports = [
+        Judgement(
+            True, 0.2, true, true, stated, (Mended("size", False, True), Mended("typo", True, True))
+        )
+    ]
     summary = scores.summary()
     assert summary["report ECE"] == pytest.approx(0.1)
     assert summary["report correction exact"] == 0.5
+    assert summary["report correction exact but for a near size"] == 1.0
     assert scores.per_mistake()["typo"]["corrected in reports"] == 1.0
 
 

@@ -34,6 +34,7 @@ from multimodal.training import (
     recipe,
 )
 from multimodal.training.demo_model import SIZES, build_demo
+from multimodal.training.measures import Scores
 from multimodal.training.vision_pretraining import Contrast, DenseModel
 from multimodal.training.world.dictation import HELD_OUT_VOICES, VOICES, synthesise
 from multimodal.training.world.findings import keys_of
@@ -137,6 +138,7 @@ def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["world"] == "body"
     assert found["out of range"]["generated: greatest distance"] > 0
     assert set(found["reading"]) == {"read DICOM", "encode", "prefill", "decode", "in all"}
+    assert found["gate_studies"] == 2
     skipped = [row["MLP skipped, decoding"] for row in found["sparsity"]]
     assert skipped == sorted(skipped)
     assert skipped[0] == 0.0
@@ -264,7 +266,7 @@ def test_a_report_is_judged_sentence_by_sentence_and_then_for_what_it_leaves_out
     assert judged.sure == pytest.approx(0.9)
     assert judged.said == {("omission", 1)}
     assert judged.true == {("omission", 1), ("omission", -1)}
-    assert judged.mended == (("omission", True), ("omission", False))
+    assert [(m.type, m.exact) for m in judged.mended] == [("omission", True), ("omission", False)]
 
 
 def test_hiding_fills_a_box_with_what_lies_around_it_and_leaves_the_rest() -> None:
@@ -278,15 +280,29 @@ def test_hiding_fills_a_box_with_what_lies_around_it_and_leaves_the_rest() -> No
     assert (probes._hide(voxels, whole)[0] == AIR_HU).all()
 
 
+def test_what_the_gate_loses_is_told_in_points_of_each_figure() -> None:
+    """Of the same two studies: one of two findings listed with it, both without."""
+    gated, dense = Scores(listed=[(1, 1, 2)]), Scores(listed=[(2, 2, 2)])
+    gated.side, dense.side = [True, True], [True, False]
+    lost = evaluation.lost_by_gate(gated, dense)
+    assert lost["list F1"] == {
+        "gate": pytest.approx(2 / 3), "dense": 1.0, "points lost": pytest.approx(100 / 3),
+    }  # fmt: skip
+    assert lost["side accuracy"]["points lost"] == -50.0
+
+
 def test_the_same_figures_make_the_same_table_with_blanks_for_what_is_unknown() -> None:
     found = {
         "seeing": {"a": 0.5}, "blanked": {}, "shuffled": {"a": float("nan")},
         "presence per finding": {}, "mistakes": {"size": {"alone": 1.0}}, "dictated": {},
         "hiding the region": {}, "out of range": {}, "reading": {}, "sparsity": [{"sparsity": 0.0}],
-        "studies": 3, "sparsity_studies": 2, "machine": "m", "world": "body", "weights_sha256": "0" * 64,
+        "gate": {"list F1": {"gate": 0.5, "points lost": -1.25}}, "gate_studies": 3,
+        "studies": 3, "few_studies": 2, "sparsity_studies": 1, "machine": "m", "world": "body", "weights_sha256": "0" * 64,
     }  # fmt: skip
     table = evaluation.card_table(found)
     assert "| a | 0.500 |  |  |" in table
+    assert "| the gate at its default, 3 studies | gate | points lost |" in table
+    assert "| list F1 | 0.500 | -1.250 |" in table
     assert table.endswith("Made by `make eval-demo`.")
 
 

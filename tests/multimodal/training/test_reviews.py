@@ -12,6 +12,7 @@ import pytest
 from multimodal import prompts
 from multimodal.prompts import NamedFinding, Verdict
 from multimodal.review import VERDICTS, ReviewWeights
+from multimodal.training.measures import Mended
 from multimodal.training.reviews import judge_report
 from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
 from multimodal.training.world.reports import Writer
@@ -76,7 +77,7 @@ def test_a_model_that_knows_all_finds_and_mends_every_mistake(seed: int) -> None
     )  # fmt: skip
     assert found.said == found.true
     assert found.wrong == report.wrong == bool(found.true)
-    assert all(exact for _, exact in found.mended)
+    assert all(point.exact for point in found.mended)
     assert len(found.stated) == len(report.lines) + 1
 
 
@@ -103,7 +104,7 @@ def test_what_is_seen_finds_what_the_words_leave_open() -> None:
     undecided = Oracle(report, 1 / len(VERDICTS))
     found = judge_report(report, undecided, seen, ReviewWeights(1.0, 1.0, {}, (0.0, 1.0, 0.0)))  # type: ignore[arg-type]
     assert found.said == found.true == {("direction", 0), ("omission", -3)}
-    assert set(found.mended) == {("direction", True), ("omission", True)}
+    assert set(found.mended) == {Mended("direction", True, True), Mended("omission", True, True)}
     nothing = dict.fromkeys(seen, 0.5)
     blind = judge_report(report, undecided, nothing, WEIGHTS)  # type: ignore[arg-type]
     assert ("direction", 0) not in blind.said
@@ -114,4 +115,60 @@ def test_a_mistake_that_is_not_found_is_not_mended() -> None:
     wrong = Oracle(Faulty((Line(report.lines[0].text, report.lines[0].about),), ()), 0.99)
     found = judge_report(report, wrong, {NODULE: 0.9, EFFUSION: 0.1}, None)  # type: ignore[arg-type]
     assert found.said == frozenset()
-    assert found.mended == (("direction", False), ("omission", False))
+    assert found.mended == (Mended("direction", False, False), Mended("omission", False, False))
+
+
+@pytest.mark.parametrize(
+    ("measured", "exact", "near"),
+    [
+        ("20 mm", True, True),
+        ("22 mm", False, True),
+        ("23 mm", False, False),
+        ("17 mm", False, False),
+    ],
+)
+def test_a_size_within_two_millimetres_or_a_tenth_is_told_from_an_exact_one(
+    measured: str, exact: bool, near: bool
+) -> None:
+    said, meant = (f"There is a {mm} nodule in the right lung." for mm in ("40 mm", "20 mm"))
+    mistake = Mistake(said, Verdict("size", meant), NamedFinding("nodule", "right", 40.0))
+    report = Faulty((Line(said, mistake.about, mistake=mistake),), ())
+    seen = {NODULE: 0.999, ("nodule", "left"): 0.001}
+
+    class Measures(Oracle):
+        def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
+            if prompt.startswith("How large"):
+                return SimpleNamespace(text="", choices={f"{measured} mm": 1.0})
+            return super().ask(prompt, choices)
+
+    found = judge_report(report, Measures(report, 0.999), seen, WEIGHTS)  # type: ignore[arg-type]
+    assert found.mended == (Mended("size", exact, near),)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_the_model_does_not_word_itself_it_is_asked_for_by_a_denial(language: str) -> None:
+    """It is sure that something is left out, and names something else."""
+    lines, lack = {
+        "en": ("No pericardial effusion.", "There is a 9 mm left kidney stone."),
+        "zh": ("未见腹水。", "左肾结石，大小约9 mm。"),
+    }[language]
+    denial = {"en": "No left kidney stone.", "zh": "左肾未见结石。"}[language]
+    stone = NamedFinding("kidney stone", "left", 9.0)
+    report = Faulty((Line(lines, NamedFinding("ascites")),), (stone,), (lack,))
+
+    class NamesAnother(Oracle):
+        def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
+            if prompt == prompts.CHECK_SENTENCE.format(sentence=denial):
+                return SimpleNamespace(text=f"omission: {lack}", choices={})
+            told = super().ask(prompt, choices)
+            if told.text.startswith("omission"):
+                told.text = "omission: There is ascites."
+            return told
+
+    seen = {
+        ("kidney stone", "left"): 0.99,
+        ("kidney stone", "right"): 0.01,
+        ("ascites", None): 0.01,
+    }
+    found = judge_report(report, NamesAnother(report, 0.999), seen, WEIGHTS)  # type: ignore[arg-type]
+    assert found.mended == (Mended("omission", True, True),)
