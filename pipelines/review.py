@@ -134,11 +134,12 @@ def _omissions(
             stated = bool(answer.choices) if event.choices else stated
             event = asking.send(answer)
             continue
-        if event.chance >= 0.5:
-            proof = _proof(session, event.sentence, regions) if event.sentence else ()
-            chance = event.chance if stated else None
-            yield Discrepancy("omission", None, event.sentence, chance, proof)
-            kept += [event.sentence] if event.sentence else []
+        if event.chance < 0.5:
+            break
+        proof = _proof(session, event.sentence, regions) if event.sentence else ()
+        chance = event.chance if stated else None
+        yield Discrepancy("omission", None, event.sentence, chance, proof)
+        kept += [event.sentence] if event.sentence else []
         event = next(asking, None)
     return kept
 
