@@ -1,5 +1,7 @@
 """Where the finding head sees what: patch maps of a study -> regions with boxes on stored slices.
 
+How large it is the region head says, of all patches together.
+
 Knows no language model: a region is what the vision tower saw, whatever the words then say.
 """
 
@@ -23,21 +25,22 @@ def locate_regions(
     geometry: torch.Tensor,
     sources: Sequence[Source],
 ) -> tuple[Region, ...]:
-    """The best region of every (finding, side) the model knows.
+    """The best region of every (finding, side) the model knows, and its size.
 
     Args:
         features: tower features `[views, patches, width]` of one study.
         geometry: `[views, 11]`.
         sources: one per view.
     """
-    presence, log_size = model.finding_head(features)
+    presence, _ = model.finding_head(features)
+    _, log_size = model.region_head(model.see_regions(features, geometry))
     grid, view_size = model.vision_tower.grid, model.config.view_size
     x_mm = token_centres_mm(geometry, grid, view_size)[..., 0].cpu().numpy()
     probability = presence.sigmoid().cpu().numpy()
-    sizes = log_size.exp().cpu().numpy()
+    sizes = log_size.exp().tolist()
     names = [name for name, _ in model.config.findings]
     found = []
-    for name, side in model.config.regions:
+    for (name, side), size_mm in zip(model.config.regions, sizes, strict=True):
         maps = probability[..., names.index(name)]
         if side is not None:
             maps = np.where(x_mm * (1 if side == "left" else -1) >= 0, maps, 0.0)
@@ -50,7 +53,7 @@ def locate_regions(
                 float(maps[view, patch]),
                 sources[view],
                 sources[view].to_stored(box),
-                float(sizes[view, patch, names.index(name)]),
+                size_mm,
             )
         )
     return tuple(found)

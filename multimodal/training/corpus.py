@@ -77,9 +77,13 @@ class Make:
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """Slices for dense training: uint8 `[n, 3, size, size]`, `[n, patches, F]`, `[n, F]`."""
+    """Slices for dense training: uint8 `[n, 3, size, size]`, `[n, patches, F]`, `[n, F]`.
+
+    `mirrored` are those whose right is left.
+    """
 
     studies: list[int]
+    mirrored: list[bool]
     pixels: torch.Tensor
     cover: torch.Tensor
     size_mm: torch.Tensor
@@ -150,9 +154,13 @@ class Corpus:
             1,
         )
         studies, slices = np.concatenate([np.reshape(rows, (-1, 2)), other]).T
-        views, cover = varied(self.views[studies, slices], self.cover[studies, slices], rng)
+        mirrored = rng.random(n) < 0.5
+        views, cover = varied(
+            self.views[studies, slices], self.cover[studies, slices], mirrored, rng
+        )
         return SliceBatch(
             studies.tolist(),
+            mirrored.tolist(),
             torch.from_numpy(views),
             torch.from_numpy(cover).float() / 255.0,
             torch.from_numpy(self._size[studies]),
@@ -169,9 +177,9 @@ class Corpus:
 
 
 def varied(
-    views: np.ndarray, cover: np.ndarray, rng: np.random.Generator
+    views: np.ndarray, cover: np.ndarray, mirrored: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each slice moved by whole patches and a little brighter or darker, its targets with it.
+    """Each slice moved by whole patches, a little brighter or darker, or mirrored; its targets with it.
 
     What a finding looks like is not where it is, and no study is known by its exact greys.
     """
@@ -182,11 +190,12 @@ def varied(
     grey += offset[:, None, None, None].astype(np.float32)
     pictures = grey.clip(0, 255).astype(np.uint8)
     squares = cover.reshape(len(cover), grid, grid, -1).copy()
-    for picture, square, (down, right) in zip(
-        pictures, squares, rng.integers(-1, 2, (len(views), 2)), strict=True
+    for picture, square, turned, (down, right) in zip(
+        pictures, squares, mirrored, rng.integers(-1, 2, (len(views), 2)), strict=True
     ):
-        picture[:] = np.roll(picture, (down * patch, right * patch), (1, 2))
-        square[:] = np.roll(square, (down, right), (0, 1))
+        way = -1 if turned else 1
+        picture[:] = np.roll(picture[:, :, ::way], (down * patch, right * patch), (1, 2))
+        square[:] = np.roll(square[:, ::way], (down, right), (0, 1))
     return pictures, squares.reshape(cover.shape)
 
 

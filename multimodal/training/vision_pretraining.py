@@ -21,6 +21,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from encoders.vision import VisionTower
 from multimodal.projectors import FindingHead
+from multimodal.prompts import NamedFinding
 from multimodal.training.corpus import LEAST, Corpus, SliceBatch, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.world.reports import Writer
@@ -199,14 +200,24 @@ def _captions(
     """What each slice shows, said in a random wording: token ids `[n, l]`, padded with 0."""
     names = [name for name, _ in corpus.world.findings]
     texts = []
-    for study, cover in zip(batch.studies, batch.cover, strict=True):
-        writer = Writer(corpus.truth[study], rng, corpus.vocabulary[study])
+    for study, cover, mirrored in zip(batch.studies, batch.cover, batch.mirrored, strict=True):
+        truth = [in_a_mirror(f) if mirrored else f for f in corpus.truth[study]]
+        writer = Writer(truth, rng, corpus.vocabulary[study])
         shown = {names[i] for i in (cover.amax(0) > 0.02).nonzero().flatten().tolist()}
         said = [writer.say(f) for f in writer.truth if f.name in shown] or [writer.deny_absent()]
         texts.append(" ".join(s.text for s in said))
     ids = [tokenizer.encode(t, add_special_tokens=False)[:MAX_WORDS] for t in texts]
     longest = max(map(len, ids))
     return torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+
+
+def in_a_mirror(finding: NamedFinding) -> NamedFinding:
+    """On the other side, its place untold: a right lung has three lobes."""
+    if finding.side is None:
+        return finding
+    return NamedFinding(
+        finding.name, "left" if finding.side == "right" else "right", finding.size_mm
+    )
 
 
 @torch.no_grad()

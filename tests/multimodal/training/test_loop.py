@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
+from multimodal.prompts import NamedFinding
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, edit_distance
 from multimodal.training.corpus import HELD_OUT, Corpus, Frame, patch_cover, varied
@@ -24,8 +25,10 @@ from multimodal.training.vision_pretraining import (
     dense_loss,
     hardness,
     held_out_auroc,
+    in_a_mirror,
     patch_targets,
 )
+from multimodal.training.world.findings import Shown
 from multimodal.training.world.phantom import random_phantom, render
 from multimodal.training.world.worlds import WORLDS
 from tests.served import free_port
@@ -261,7 +264,8 @@ def test_slices_move_by_whole_patches_and_their_targets_with_them() -> None:
     views = np.stack([shown] * 3, 1)
     apart = 0
     for seed in range(9):
-        moved, target = varied(views, cover, np.random.default_rng(seed))
+        mirrored = np.array([False, True, False])
+        moved, target = varied(views, cover, mirrored, np.random.default_rng(seed))
         again = target.reshape(3, 12, 12, 2)[..., 0].repeat(8, 1).repeat(8, 2)
         moves = set()
         for picture, wanted, before in zip(moved, again, shown, strict=True):
@@ -275,6 +279,30 @@ def test_slices_move_by_whole_patches_and_their_targets_with_them() -> None:
             moves.add(np.argwhere(wanted != before).tobytes())
         apart += len(moves) > 1
     assert apart > 5  # slices of one batch move each its own way
+
+
+def test_a_mirrored_slice_shows_on_the_right_what_the_left_one_shows() -> None:
+    cover = np.zeros((2, 144, 1), np.uint8)
+    cover[:, 5 * 12 + 3] = 255  # row 5, column 3
+    views = np.zeros((2, 3, 96, 96), np.uint8)
+    views[:, :, 40:48, 24:32] = 200
+    rng = np.random.default_rng(2)
+    (plain, turned), (here, there) = varied(views, cover, np.array([False, True]), rng)
+    (row, column), (other_row, other_column) = (
+        np.argwhere(square.reshape(12, 12))[0] for square in (here, there)
+    )
+    assert abs(column - 3) <= 1
+    assert abs(other_column - 8) <= 1
+    for picture, r, c in ((plain, row, column), (turned, other_row, other_column)):
+        lit = np.argwhere(picture[0] > 100) // 8
+        assert {tuple(p) for p in lit.tolist()} == {(r, c)}
+
+
+def test_in_a_mirror_a_finding_is_on_the_other_side_and_its_lobe_untold() -> None:
+    nodule = in_a_mirror(Shown("nodule", "right", 12.0, "middle lobe"))
+    assert nodule == NamedFinding("nodule", "left", 12.0)
+    heart = Shown("cardiomegaly", None)
+    assert in_a_mirror(heart) is heart
 
 
 def test_auroc_equals_the_share_of_ordered_pairs() -> None:
