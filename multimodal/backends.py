@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from encoders.errors import InvalidMessage, InvalidOption
 from encoders.features import Modality, Problem, Source
 from multimodal.measures import Measured
 from multimodal.messages import Message, Study
-from multimodal.review import ReviewWeights
+from multimodal.prompts import Side
+from multimodal.review import Key, ReviewWeights
 
 DEMO = Path(__file__).parent / "demo"
 Reason = Literal["stop", "length", "timeout", "cancelled"]
@@ -143,6 +144,15 @@ class Region:
     source: Source
     box: tuple[float, float, float, float]
     size_mm: float | None = None
+
+
+def measured_in(regions: Iterable[Region]) -> dict[Key, float]:
+    """The size in mm of every region, as `multimodal.review` takes it."""
+    return {
+        (region.finding, cast("Side | None", region.side)): region.size_mm
+        for region in regions
+        if region.size_mm
+    }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from multimodal.prompts import (
     AGREES,
@@ -32,6 +32,9 @@ from multimodal.terms import deny, mentions, of_both_sides
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
 Sizes = Mapping[float, float]  # of a finding, the probability of each in mm; empty if not asked
+MeasuredMm = Mapping[Key, float]  # of every finding, its size in mm as its region is seen
+
+_Of = TypeVar("_Of")
 
 VERDICTS = (AGREES, *ERROR_TYPES)
 OMISSION = (NOTHING_OMITTED, "omission")  # verdicts on a whole report
@@ -75,12 +78,15 @@ class ReviewWeights:
         verdicts: what is added for each verdict but "agrees": reports hold few mistakes.
         left_out: of the answer to what a report leaves out, of the surest finding that it does not
             speak of (both as log odds), and what is added.
+        measure: of what is said of a size, and by how much (in logarithms) a measured one may be
+            off; None where nothing is measured.
     """
 
     said: float
     seen: float
     verdicts: Mapping[str, float]
     left_out: tuple[float, float, float]
+    measure: tuple[float, float] | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | None) -> ReviewWeights | None:
@@ -88,7 +94,11 @@ class ReviewWeights:
         if values is None:
             return None
         said, seen, added = values["left_out"]
-        return cls(values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added))
+        measure = values.get("measure")  # checkpoints before 6 measure nothing
+        return cls(
+            values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added),
+            (measure[0], measure[1]) if measure else None,
+        )  # fmt: skip
 
 
 def claim_of(sentence: str, names: Sequence[str]) -> NamedFinding | None:
@@ -145,9 +155,7 @@ def weigh(
         + weights.verdicts.get(kind, 0.0)
         for kind in VERDICTS
     }
-    most = max(scores.values())
-    shares = {kind: math.exp(score - most) for kind, score in scores.items()}
-    return {kind: share / sum(shares.values()) for kind, share in shares.items()}
+    return _shares(scores)
 
 
 def seen_of(
@@ -174,7 +182,7 @@ def seen_of(
     }
 
 
-def keys_of(claim: NamedFinding, presence: Presence) -> list[Key]:
+def keys_of(claim: NamedFinding, presence: Mapping[Key, float]) -> list[Key]:
     """The known findings that a claim is about: both sides where it names none."""
     return [
         key
@@ -390,10 +398,38 @@ def _a_letter_apart(word: str, other: str) -> bool:
     return swapped or max(len(word), len(other)) == 1
 
 
-def sizes_of(chances: Mapping[str, float]) -> Sizes:
-    """From the probability of each of `prompts.SIZES`."""
+def sizes_of(
+    chances: Mapping[str, float], measured_mm: float | None, weights: ReviewWeights | None
+) -> Sizes:
+    """From the probability of each of `prompts.SIZES` and the size that is measured, if any.
+
+    Both err, seldom together. A measure is off by Student's t of three degrees: now and then by much.
+    """
     read = ((parse_size_mm(words), chance) for words, chance in chances.items())
-    return {size_mm: chance for size_mm, chance in read if size_mm}
+    said = {size_mm: chance for size_mm, chance in read if size_mm}
+    if measured_mm is None or weights is None or weights.measure is None:
+        return said
+    words, spread = weights.measure
+    return _shares(
+        {
+            size_mm: words * _log(chance)
+            - 2.0 * math.log1p((math.log(size_mm / measured_mm) / spread) ** 2)
+            for size_mm, chance in said.items()
+        }
+    )
+
+
+def measure_of(name: str, side: Side | None, measured: MeasuredMm) -> float | None:
+    """The size in mm of a finding; None of what has none, or of one of two sides."""
+    keys = keys_of(NamedFinding(name, side), measured)
+    return measured[keys[0]] if len(keys) == 1 else None
+
+
+def _shares(scores: Mapping[_Of, float]) -> dict[_Of, float]:
+    """Probabilities from logarithms of what is proportional to them."""
+    most = max(scores.values(), default=0.0)
+    shares = {key: math.exp(score - most) for key, score in scores.items()}
+    return {key: share / sum(shares.values()) for key, share in shares.items()}
 
 
 def median_mm(sizes: Sizes) -> float | None:

@@ -18,7 +18,7 @@ from encoders.errors import (
 )
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Backend, Finished, Region, Token, total_usage
+from multimodal.backends import Backend, Finished, Region, Token, measured_in, total_usage
 from multimodal.messages import Study
 from pipelines.batch import Failed, run_each
 from pipelines.dictation import DictationPipeline
@@ -183,6 +183,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
             looking, prompts.LIST_FINDINGS, ground=True, form=prompts.FINDINGS_FORM
         )
         session.warnings += [p for p in seen.problems if p not in session.warnings]
+        session.measured = measured_in(seen.regions)
         away = _out_of_range(session)
     if away is not None:
         session.warnings.insert(0, away)

@@ -12,7 +12,7 @@ from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
 from multimodal.messages import Message, Study, Text, user
-from multimodal.review import Key, Sizes, median_mm, sizes_of
+from multimodal.review import Key, MeasuredMm, Sizes, measure_of, median_mm, sizes_of
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
@@ -51,7 +51,8 @@ def kept(events: Iterator[Step | Found], found: list[Found]) -> Iterator[Step | 
 class Session:
     """One study being read: what was asked, what it cost, what is to be warned of.
 
-    `presence` is the probability of every finding that was asked for.
+    `presence` is the probability of every finding that was asked for, `measured` the size in mm of
+    every region that the model sees.
     """
 
     backend: Backend
@@ -60,6 +61,7 @@ class Session:
     timings_s: dict[str, float] = field(default_factory=dict)
     spent: list[Usage] = field(default_factory=list)
     presence: dict[Key, float] = field(default_factory=dict)
+    measured: MeasuredMm = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -90,7 +92,8 @@ class Session:
     def sizes(self, name: str, side: prompts.Side | None) -> Sizes:
         """The sizes that a finding may have; none from a model that does not say how sure it is."""
         answer = self.ask(prompts.ask_size(name, side), choices=prompts.SIZES)
-        return sizes_of(answer.choices)
+        measured_mm = measure_of(name, side, self.measured)
+        return sizes_of(answer.choices, measured_mm, self.backend.capabilities().review)
 
     def speak(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -32,6 +32,7 @@ from multimodal.training.cases import (
     CALIBRATION_SEED,
     PRESENCE,
     Case,
+    Sized,
     Talk,
     make_case,
     processes,
@@ -41,6 +42,7 @@ from multimodal.training.measures import fit_calibration
 from multimodal.training.reviews import Heeded, heed
 from multimodal.training.world.reports import all_keys
 
+_FEW_SIZES = 20  # fewer say nothing about how far measures are off
 Fitted = dict[str, tuple[float, float]]
 
 
@@ -50,6 +52,7 @@ class Answers:
 
     Attributes:
         choices: (choices, their probabilities, the right one's number) of every question.
+        sizes: of every finding that has one.
         presence: probability of every finding.
         lines: what was answered about every sentence of a faulty report.
         right: their true verdicts.
@@ -59,6 +62,7 @@ class Answers:
     """
 
     choices: list[tuple[tuple[str, ...], list[float], int]]
+    sizes: list[Sized]
     presence: dict[Key, float]
     lines: list[Heeded]
     right: list[str]
@@ -105,19 +109,18 @@ def _ask(talk: Talk, case: Case) -> Answers:
         (PRESENCE, [chance, 1 - chance], int(key not in present))
         for key, chance in presence.items()
     ]
-    for known, task in ((VERDICTS, "check"), (OMISSION, "omission"), (prompts.SIZES, "size")):
+    for known, task in ((VERDICTS, "check"), (OMISSION, "omission")):
         asked = [q for q in case.questions if q.task == task]
         told = talk.ask_all([q.question for q in asked], known)
         for question, answer in zip(asked, told, strict=True):
-            right = question.answer if task == "size" else question.label
-            label = right if right in known else known[0]
+            label = question.label if question.label in known else known[0]
             choices.append((known, [answer.choices[c] for c in known], known.index(label)))
     report, names = case.report, [name for name, _ in case.vocabulary.findings]
     kept = [line.mistake.verdict.correction if line.mistake else line.text for line in report.lines]
     said = [text for text in kept if text is not None]
     whole = prompts.FIND_OMISSION.format(report=" ".join(said))
     return Answers(
-        choices, presence, heed([line.text for line in report.lines], talk, names),
+        choices, talk.sizes(case.truth), presence, heed([line.text for line in report.lines], talk, names),
         [line.mistake.verdict.error or "" if line.mistake else prompts.AGREES
          for line in report.lines],
         said, talk.ask(whole, OMISSION).choices["omission"], bool(report.left_out),
@@ -126,10 +129,14 @@ def _ask(talk: Talk, case: Case) -> Answers:
 
 def _fit_choices(answers: Sequence[Answers]) -> Fitted:
     fitted = {}
+    asked = [choice for answer in answers for choice in answer.choices]
+    asked += [
+        (prompts.SIZES, [said[words] for words in prompts.SIZES], _nearest(true_mm))
+        for answer in answers
+        for said, _, true_mm in answer.sizes
+    ]
     for known in (PRESENCE, VERDICTS, OMISSION, prompts.SIZES):
-        rows = [
-            (chances, right) for a in answers for of, chances, right in a.choices if of == known
-        ]
+        rows = [(chances, right) for of, chances, right in asked if of == known]
         if rows:
             logs = np.log(np.maximum([chances for chances, _ in rows], 1e-12))
             # findings are rare in a study and were asked for evenly in training
@@ -139,8 +146,15 @@ def _fit_choices(answers: Sequence[Answers]) -> Fitted:
     return fitted
 
 
+def _nearest(size_mm: float) -> int:
+    """The number of the size that a model may state."""
+    return min(max(round(size_mm) - prompts.SIZES_MM[0], 0), len(prompts.SIZES) - 1)
+
+
 def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     """The weights of least cross-entropy on whole reports; without any, those of the words alone."""
+    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
+    measuring = replace(words_alone, measure=_fit_measure(answers, fitted))
     said, seen, right, doubts, missing = [], [], [], [], []
     for answer in answers:
         presence = {
@@ -153,7 +167,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
                 line.claim,
                 presence,
                 denied=denial(line.text, chances),
-                sizes=sizes_of(calibrated(line.sizes, fitted)) if line.sizes else {},
+                sizes=sizes_of(calibrated(line.sizes, fitted), line.measured_mm, measuring),
             )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])
@@ -163,15 +177,17 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
         doubts.append([log_odds(words["omission"]), log_odds(unspoken[1] if unspoken else 0.0)])
         missing.append(answer.left_out)
     if not right:
-        return ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
+        return measuring
     verdicts = _fit_verdicts(np.log(np.maximum(said, 1e-8)), np.log(np.maximum(seen, 1e-8)), right)
     left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
     added = dict(zip(VERDICTS[1:], verdicts[2:], strict=True))
-    return ReviewWeights(verdicts[0], verdicts[1], added, left_out)
+    return ReviewWeights(verdicts[0], verdicts[1], added, left_out, measuring.measure)
 
 
 def calibrated(chances: Mapping[str, float], fitted: Fitted) -> dict[str, float]:
     """What a checkpoint with this calibration states where its scores say `chances`."""
+    if not chances:
+        return {}
     first = next(iter(chances))
     temperature, offset = fitted.get(first, (1.0, 0.0))
     scores = np.log(np.maximum(list(chances.values()), 1e-12)) / temperature
@@ -196,6 +212,30 @@ def _fit_verdicts(said: np.ndarray, seen: np.ndarray, right: Sequence[int]) -> l
     heeded = [(0.0, None)] * 2  # neither may speak for its opposite
     bounds = [*heeded, *[(None, None)] * (len(VERDICTS) - 1)]
     return [float(weight) for weight in minimize(loss, start, bounds=bounds).x]
+
+
+def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> tuple[float, float] | None:
+    """What is said and what is measured, so weighed that true sizes are likeliest; None of few."""
+    from scipy.optimize import minimize
+
+    sizes = [
+        (calibrated(said, fitted), measured_mm, prompts.SIZES_MM[_nearest(true_mm)])
+        for answer in answers
+        for said, measured_mm, true_mm in answer.sizes
+        if measured_mm is not None
+    ]
+    if len(sizes) < _FEW_SIZES:
+        return None
+
+    def loss(fitting: np.ndarray) -> float:
+        words, spread = np.exp(fitting)
+        weights = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), (float(words), float(spread)))
+        likely = [sizes_of(said, mm, weights)[true_mm] for said, mm, true_mm in sizes]
+        return -float(np.log(np.maximum(likely, 1e-12)).mean())
+
+    start = np.log([0.5, 0.2])
+    words, spread = np.exp(minimize(loss, start, method="Nelder-Mead").x)
+    return float(words), float(spread)
 
 
 def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:

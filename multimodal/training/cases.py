@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from encoders.dicom import Volume, load_volume, write_ct_series
 from multimodal import prompts
-from multimodal.backends import Finished, GenerateOptions, Token, collect
+from multimodal.backends import Finished, GenerateOptions, Token, collect, measured_in
 from multimodal.configuration import MultimodalConfig
 from multimodal.local import LocalBackend
 from multimodal.messages import Study, user
 from multimodal.prompts import NamedFinding
-from multimodal.review import Key
+from multimodal.review import Key, MeasuredMm, measure_of
 from multimodal.training.world.dialogues import Dialogue, ask
 from multimodal.training.world.mistakes import Faulty, faulty_report
 from multimodal.training.world.reports import Vocabulary, Writer
@@ -79,7 +81,7 @@ def make_case(world: World, seed: int, first: int = FIRST_SEED) -> Case:
     for (name, side), mask in drawn.rendered.masks.items():
         lying = mask if drawn.scan is None else drawn.scan.stored(mask)[0]
         masks[name, str(side)] = lying[::-1] if turned else lying
-    tasks = ("size", "side", *("check",) * 5, "omission")
+    tasks = ("side", *("check",) * 5, "omission")
     asked = (ask(task, drawn.truth, rng, drawn.vocabulary) for task in tasks)
     report = faulty_report(Writer(drawn.truth, rng, drawn.vocabulary))
     questions = tuple(q for q in asked if q is not None)
@@ -90,6 +92,14 @@ def blanked(case: Case) -> Case:
     """The same study with air where the images were."""
     air = np.full_like(case.volume.voxels, -1000)
     return replace(case, volume=replace(case.volume, voxels=air))
+
+
+class Sized(NamedTuple):
+    """A finding's size: how likely each of `prompts.SIZES` is said to be, measured, and true."""
+
+    said: Mapping[str, float]
+    measured_mm: float | None
+    true_mm: float
 
 
 class Talk:
@@ -111,6 +121,22 @@ class Talk:
     ) -> Iterator[Token | Finished]:
         options = GenerateOptions(max_new_tokens=96, choices=choices, ground=ground)
         return self._backend.generate([user(self._study, prompt)], options)
+
+    @cached_property
+    def measured(self) -> MeasuredMm:
+        """The size of every region as it is seen."""
+        return measured_in(self.ask(prompts.LIST_FINDINGS, PRESENCE, ground=True).regions)
+
+    def sizes(self, truth: Sequence[NamedFinding]) -> list[Sized]:
+        """Of every finding that has one."""
+        sized = [(f.name, f.side, f.size_mm) for f in truth if f.size_mm is not None]
+        asked = [prompts.ask_size(name, side) for name, side, _ in sized]
+        return [
+            Sized(answer.choices, measure_of(name, side, self.measured), true_mm)
+            for (name, side, true_mm), answer in zip(
+                sized, self.ask_all(asked, prompts.SIZES), strict=True
+            )
+        ]
 
     def presence(self, keys: Sequence[Key]) -> dict[Key, Finished]:
         """Every finding asked for by itself."""

@@ -56,7 +56,7 @@ CURVE = ("presence balanced accuracy", "list F1", "check balanced accuracy")
 GATED = (
     *CURVE, "side accuracy", "omission balanced accuracy", "report AUROC", "report correction exact"
 )  # fmt: skip
-FORMAT = 2  # of what is kept
+FORMAT = 3  # of what is kept
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
 
@@ -84,9 +84,12 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     for key, answer in talk.presence(elsewhere).items():
         scores.elsewhere.append(answer.text == "yes")
         presence[key] = answer.choices["yes"]
-    _mark(case.questions, talk, scores)
-    scores.check += judge([q for q in case.questions if q.task == "check"], talk)
     weights = ReviewWeights.read(backend.model.config.review_weights)
+    _mark(case.questions, talk, scores)
+    for size in talk.sizes(case.truth):
+        told = sizes_of(size.said, size.measured_mm, weights)
+        scores.sizes.append((size.true_mm, median_mm(told) or 0.0))
+    scores.check += judge([q for q in case.questions if q.task == "check"], talk)
     scores.reports.append(judge_report(case.report, talk, presence, weights))
 
 
@@ -95,12 +98,7 @@ def _mark(questions: Sequence[Dialogue], talk: Talk, scores: Scores) -> None:
     written = [q for q in questions if q.task != "check"]
     for question, given in zip(written, talk.ask_all([q.question for q in written]), strict=True):
         exact = given.text == question.answer
-        if question.task == "size":
-            true = prompts.parse_size_mm(question.answer)
-            assert true is not None
-            sizes = sizes_of(talk.ask(question.question, prompts.SIZES).choices)
-            scores.sizes.append((true, median_mm(sizes) or 0.0))
-        elif question.task == "side":
+        if question.task == "side":
             scores.side.append(exact)
         elif question.task == "omission":
             chances = talk.ask(question.question, OMISSION).choices

@@ -12,9 +12,11 @@ from multimodal.review import (
     Missing,
     Presence,
     ReviewWeights,
+    Sizes,
     claim_of,
     denial,
     keys_of,
+    measure_of,
     median_mm,
     mended,
     omissions,
@@ -31,12 +33,13 @@ NEAR_MM, NEAR_SHARE = 2.0, 0.1  # that a size may be off by: the bar for the siz
 
 @dataclass(frozen=True)
 class Heeded:
-    """A sentence, what a model answered about it, and the sizes that its finding may have."""
+    """A sentence, what a model answered about it, the sizes its finding may have and the one measured."""
 
     text: str
     said: Mapping[str, float]
     claim: NamedFinding | None
     sizes: Mapping[str, float]
+    measured_mm: float | None
 
 
 def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Heeded]:
@@ -52,13 +55,18 @@ def heed(sentences: Sequence[str], talk: Talk, names: Sequence[str]) -> list[Hee
     answers = talk.ask_all([_size_of(claims[number]) for number in sized], prompts.SIZES)
     sizes = {n: a.choices for n, a in zip(sized, answers, strict=True)}
     return [
-        Heeded(sentences[n], said[n], claims[n], sizes.get(n, {})) for n in range(len(sentences))
+        Heeded(text, said[n], claim, sizes.get(n, {}), _measured(claim, talk))
+        for n, (text, claim) in enumerate(zip(sentences, claims, strict=True))
     ]
 
 
 def _size_of(claim: NamedFinding | None) -> str:
     assert claim is not None
     return prompts.ask_size(claim.name, claim.side)
+
+
+def _measured(claim: NamedFinding | None, talk: Talk) -> float | None:
+    return measure_of(claim.name, claim.side, talk.measured) if claim else None
 
 
 def judge(questions: Sequence[Dialogue], talk: Talk) -> list[Judged]:
@@ -90,7 +98,7 @@ def judge_report(
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
         kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
         written = prompts.correction_in(answer.text, kind)
-        measured_mm = median_mm(sizes_of(heeded[number].sizes)) if weights else None
+        measured_mm = median_mm(_sizes(heeded[number], weights)) if weights else None
         better = mended(texts[number], kind, measured_mm, written)
         said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
@@ -127,8 +135,12 @@ def judge_report(
 def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
     return weigh(
         heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
-        sizes=sizes_of(heeded.sizes), weights=weights,
+        sizes=_sizes(heeded, weights), weights=weights,
     )  # fmt: skip
+
+
+def _sizes(heeded: Heeded, weights: ReviewWeights) -> Sizes:
+    return sizes_of(heeded.sizes, heeded.measured_mm, weights)
 
 
 def _missing(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +16,7 @@ GRID, SIZE = (4, 4), 8  # patches of two pixels
 FINDINGS = [("nodule", True), ("cardiomegaly", False)]
 
 
-def _model(presence: torch.Tensor, log_size: torch.Tensor) -> Any:
+def _model(presence: torch.Tensor, sizes_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> Any:
     config = SimpleNamespace(
         view_size=SIZE, findings=FINDINGS,
         regions=[("nodule", "right"), ("nodule", "left"), ("cardiomegaly", None)],
@@ -24,7 +24,9 @@ def _model(presence: torch.Tensor, log_size: torch.Tensor) -> Any:
     return SimpleNamespace(
         config=config,
         vision_tower=SimpleNamespace(grid=GRID),
-        finding_head=lambda features: (presence, log_size),
+        finding_head=lambda features: (presence, torch.zeros_like(presence)),
+        see_regions=lambda features, geometry: (features, geometry),
+        region_head=lambda seen: (torch.zeros(3), torch.tensor(sizes_mm).log()),
     )
 
 
@@ -46,15 +48,13 @@ def test_each_side_has_its_own_best_patch_on_its_own_slice() -> None:
     presence[0, 4, 0] = 2.0  # row 1, column 0: x < 0, the patient's right
     presence[2, 7, 0] = 3.0  # row 1, column 3: left, on another view, and stronger
     presence[1, 10, 1] = 1.0
-    log_size = torch.zeros(3, 16, 2)
-    log_size[0, 4, 0] = np.log(14.0)
     right, left, heart = locate_regions(
-        _model(presence, log_size), torch.zeros(3, 16, 5), _geometry(3), _sources(3)
+        _model(presence, (14.0, 9.0, 120.0)), torch.zeros(3, 16, 5), _geometry(3), _sources(3)
     )
     assert (right.finding, right.side, left.side, heart.side) == ("nodule", "right", "left", None)
     assert [r.source.slice_index for r in (right, left, heart)] == [0, 14, 7]
     assert right.score == pytest.approx(float(torch.tensor(2.0).sigmoid()))
-    assert right.size_mm == pytest.approx(14.0, rel=1e-5)
+    assert [r.size_mm for r in (right, left, heart)] == pytest.approx([14.0, 9.0, 120.0], rel=1e-5)
     # patch (1, 0) is pixels x 0..2, y 2..4 of the view; stored: 2x + 10, 2y + 20
     assert right.box == pytest.approx((10, 24, 14, 28))
     assert left.box == pytest.approx((22, 24, 26, 28))
@@ -65,7 +65,5 @@ def test_a_box_holds_the_neighbours_at_half_the_height_and_no_island() -> None:
     presence[0, [5, 6], 1] = 2.0  # row 1, columns 1 and 2
     presence[0, 9, 1] = 1.0  # below: more than half as probable
     presence[0, 15, 1] = 1.9  # strong, but not touching
-    *_, heart = locate_regions(
-        _model(presence, torch.zeros(1, 16, 2)), torch.zeros(1, 16, 5), _geometry(1), _sources(1)
-    )
+    *_, heart = locate_regions(_model(presence), torch.zeros(1, 16, 5), _geometry(1), _sources(1))
     assert heart.box == pytest.approx((2 * 2 + 10, 2 * 2 + 20, 2 * 6 + 10, 2 * 6 + 20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -19,6 +20,7 @@ from multimodal.review import (
     is_spoken,
     lacking,
     left_out,
+    measure_of,
     median_mm,
     mended,
     sizes_of,
@@ -131,11 +133,32 @@ def test_the_median_of_sizes_is_the_first_that_half_of_them_do_not_exceed() -> N
 
 @given(st.dictionaries(st.sampled_from(SIZES), st.floats(0.01, 1.0), min_size=1))
 def test_sizes_are_read_back_as_a_list_states_them(chances: dict[str, float]) -> None:
-    read = sizes_of(chances)
+    read = sizes_of(chances, None, BOTH)
     for words, chance in chances.items():
         (finding,) = parse_findings(f"right nodule {words}")
         assert finding.size_mm is not None
         assert read[finding.size_mm] == chance
+
+
+def test_a_size_is_likely_as_it_is_said_and_as_it_is_measured() -> None:
+    """Student's t of three degrees in the logarithm, times what is said to a power."""
+    weights = replace(BOTH, measure=(0.5, 0.2))
+    found = sizes_of({"10 mm": 0.64, "20 mm": 0.36}, 20.0, weights)
+    far = (1 + (math.log(2) / 0.2) ** 2) ** -2
+    assert found[10.0] / found[20.0] == pytest.approx(0.8 * far / 0.6)
+    assert sum(found.values()) == pytest.approx(1.0)
+    said = {10.0: 0.64, 20.0: 0.36}
+    assert sizes_of({"10 mm": 0.64, "20 mm": 0.36}, 20.0, BOTH) == said  # it measures nothing
+    assert sizes_of({"10 mm": 0.64, "20 mm": 0.36}, None, weights) == said
+    assert sizes_of({}, 20.0, weights) == {}
+
+
+def test_of_two_sides_nobody_knows_which_measure_is_meant() -> None:
+    measured = {RIGHT: 12.0, LEFT: 20.0, ("liver lesion", None): 31.0}
+    assert measure_of("nodule", "right", measured) == 12.0
+    assert measure_of("nodule", None, measured) is None
+    assert measure_of("liver lesion", None, measured) == 31.0
+    assert measure_of("ascites", None, measured) is None
 
 
 def test_a_product_of_both_opinions_is_what_weights_of_one_give() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from encoders.dicom import Volume, load_volume
+from encoders.features import Source
+from multimodal.backends import Region
 from multimodal.prompts import CHECK_SENTENCE
 from multimodal.review import MAX_OMISSIONS, ReviewWeights
 from pipelines.ct_report import CtReportPipeline
@@ -47,6 +51,24 @@ def test_a_size_that_only_the_measurement_contradicts_is_told_and_mended(volume:
     backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6
     (point,) = read(backend, volume, AGREED).discrepancies
     assert (point.type, point.correction) == ("size", AGREED.replace("14", "31"))
+
+
+@pytest.mark.parametrize(("measured_mm", "agreement"), [(14.0, "agrees"), (31.0, "disagrees")])
+def test_where_the_words_leave_a_size_open_the_measure_of_its_region_decides(
+    volume: Volume, measured_mm: float, agreement: str
+) -> None:
+    region = Region(
+        "nodule", "left", 0.9, Source("dicom", slice_index=3), (1, 1, 4, 4), measured_mm
+    )
+    backend = fake({}, left_nodule=0.99)  # every size is as likely
+    backend.regions, backend.review = (region,), replace(BOTH, measure=(1.0, 0.1))
+    backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6
+    reading = read(backend, volume, AGREED)
+    assert reading.agreement == agreement
+    assert reading.findings[0].size_mm == pytest.approx(measured_mm, abs=1.0)
+    for point in reading.discrepancies:
+        assert point.type == "size"
+        assert abs(float(re.findall(r"\d+", point.correction or "")[0]) - measured_mm) <= 1.0
 
 
 def test_what_is_seen_overrules_a_doubt_about_a_right_sentence(volume: Volume) -> None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from multimodal.prompts import NamedFinding
+from multimodal.prompts import SIZES, NamedFinding
 from multimodal.review import OMISSION, VERDICTS, ReviewWeights, denial, left_out, log_odds, weigh
 from multimodal.training.calibration import Answers, calibrated, fit_review
+from multimodal.training.cases import Sized
 from multimodal.training.reviews import Heeded
 
 RIGHT, LEFT = ("nodule", "right"), ("nodule", "left")
@@ -30,11 +31,8 @@ def _answers(count: int) -> list[Answers]:
         right = str(rng.choice(list(verdicts), p=list(verdicts.values())))
         omission, told = rng.random(), [text]
         missing = rng.random() < left_out(omission, presence[LEFT], true)
-        answers.append(
-            Answers(
-                [], presence, [Heeded(text, said, claim, None)], [right], told, omission, missing
-            )
-        )
+        heeded = [Heeded(text, said, claim, {}, None)]
+        answers.append(Answers([], [], presence, heeded, [right], told, omission, missing))
     return answers
 
 
@@ -44,6 +42,19 @@ def test_the_weights_that_drew_the_verdicts_are_found_again() -> None:
     assert found.seen == pytest.approx(TRUE_SEEN, abs=0.1)
     assert found.verdicts["insertion"] == pytest.approx(RARER, abs=0.25)
     assert found.left_out == pytest.approx((0.7, 0.5, -1.0), abs=0.15)
+
+
+def test_a_measure_counts_by_how_far_it_was_off() -> None:
+    """Words that know nothing beside measures of Student's t: its spread is found again."""
+    rng = np.random.default_rng(1)
+    even = dict.fromkeys(SIZES, 1 / len(SIZES))
+    off = rng.standard_t(3, 600) * 0.2 / math.sqrt(3)
+    sizes = [Sized(even, 20.0 * math.exp(-x), 20.0) for x in off.tolist()]
+    found = fit_review([Answers([], sizes, {}, [], [], [], 0.0, False)], {})
+    assert found.measure is not None
+    assert found.measure[1] == pytest.approx(0.2, rel=0.15)
+    few = fit_review([Answers([], sizes[:5], {}, [], [], [], 0.0, False)], {})
+    assert few.measure is None
 
 
 def test_without_any_report_the_words_alone_count() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from multimodal import prompts
 from multimodal.prompts import NamedFinding, Verdict
-from multimodal.review import VERDICTS, ReviewWeights
+from multimodal.review import VERDICTS, Key, ReviewWeights
 from multimodal.training.measures import Mended
 from multimodal.training.reviews import judge_report
 from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
@@ -32,6 +32,7 @@ class Oracle:
             for line in report.lines
         }
         self.report = report
+        self.measured: dict[Key, float] = {}
 
     def ask_all(self, asked: Sequence[str], choices: tuple[str, ...] = ()) -> list[Any]:
         return [self.ask(prompt, choices) for prompt in asked]
