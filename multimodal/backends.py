@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from encoders.errors import InvalidMessage, InvalidOption
 from encoders.features import Modality, Problem, Source
@@ -136,10 +136,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Region:
-    """Where a finding is seen: box (x0, y0, x1, y1) in pixels of the stored slice of `source`."""
+    """Where a finding is seen best, there or not: box (x0, y0, x1, y1) in pixels of the stored slice
+    of `source`, and the size that it would have.
+    """
 
     finding: str
-    side: str | None
+    side: Side | None
     score: float
     source: Source
     box: tuple[float, float, float, float]
@@ -148,11 +150,7 @@ class Region:
 
 def measured_in(regions: Iterable[Region]) -> dict[Key, float]:
     """The size in mm of every region, as `multimodal.review` takes it."""
-    return {
-        (region.finding, cast("Side | None", region.side)): region.size_mm
-        for region in regions
-        if region.size_mm
-    }
+    return {(r.finding, r.side): r.size_mm for r in regions if r.size_mm}
 
 
 @dataclass(frozen=True)

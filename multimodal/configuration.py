@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from multimodal.prompts import Side
+
 
 class MultimodalConfig(PreTrainedConfig):
     """A composite of up to two towers and a causal language model.
@@ -60,13 +62,10 @@ class MultimodalConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def regions(self) -> list[tuple[str, str | None]]:
+    def regions(self) -> list[tuple[str, Side | None]]:
         """(finding, side) in the order of the region tokens of a study."""
-        return [
-            (name, side)
-            for name, sided in self.findings or ()
-            for side in (("right", "left") if sided else (None,))
-        ]
+        sides: dict[bool, tuple[Side | None, ...]] = {True: ("right", "left"), False: (None,)}
+        return [(name, side) for name, sided in self.findings or () for side in sides[sided]]
 
     @property
     def tokens_per_view(self) -> int:

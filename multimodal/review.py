@@ -69,6 +69,22 @@ _MEANT = set("右左未无不双")  # no misspelling: another meaning
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How the size that is measured counts beside what is said of it.
+
+    Attributes:
+        words: weight of the logarithms of what is said.
+        spread: by how much the logarithm of a measure may be off: the root of three times the scale
+            of its Student's t.
+        names: findings that have sizes; of others measures and words mean nothing.
+    """
+
+    words: float
+    spread: float
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ReviewWeights:
     """What counts how much, as weights of logarithms of probabilities.
 
@@ -78,15 +94,14 @@ class ReviewWeights:
         verdicts: what is added for each verdict but "agrees": reports hold few mistakes.
         left_out: of the answer to what a report leaves out, of the surest finding that it does not
             speak of (both as log odds), and what is added.
-        measure: of what is said of a size, and by how much (in logarithms) a measured one may be
-            off; None where nothing is measured.
+        measure: of a size; None where nothing is measured.
     """
 
     said: float
     seen: float
     verdicts: Mapping[str, float]
     left_out: tuple[float, float, float]
-    measure: tuple[float, float] | None = None
+    measure: Measuring | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | None) -> ReviewWeights | None:
@@ -94,11 +109,11 @@ class ReviewWeights:
         if values is None:
             return None
         said, seen, added = values["left_out"]
-        measure = values.get("measure")  # checkpoints before 6 measure nothing
+        told = values.get("measure")  # checkpoints before 6 measure nothing
+        measure = Measuring(told["words"], told["spread"], tuple(told["names"])) if told else None
         return cls(
-            values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added),
-            (measure[0], measure[1]) if measure else None,
-        )  # fmt: skip
+            values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added), measure
+        )
 
 
 def claim_of(sentence: str, names: Sequence[str]) -> NamedFinding | None:
@@ -182,11 +197,11 @@ def seen_of(
     }
 
 
-def keys_of(claim: NamedFinding, presence: Mapping[Key, float]) -> list[Key]:
+def keys_of(claim: NamedFinding, known: Mapping[Key, float]) -> list[Key]:
     """The known findings that a claim is about: both sides where it names none."""
     return [
         key
-        for key in presence
+        for key in known
         if key[0] == claim.name and (claim.side is None or key[1] in (claim.side, None))
     ]
 
@@ -399,21 +414,30 @@ def _a_letter_apart(word: str, other: str) -> bool:
 
 
 def sizes_of(
-    chances: Mapping[str, float], measured_mm: float | None, weights: ReviewWeights | None
+    name: str,
+    chances: Mapping[str, float],
+    measured_mm: float | None,
+    weights: ReviewWeights | None,
 ) -> Sizes:
     """From the probability of each of `prompts.SIZES` and the size that is measured, if any.
 
-    Both err, seldom together. A measure is off by Student's t of three degrees: now and then by much.
+    None of a finding that has no size. A measure is off by Student's t of three degrees, now and then
+    by much; that the words know it too, the weight of the words accounts for.
     """
+    measure = weights.measure if weights else None
+    if measure and name not in measure.names:
+        return {}
     read = ((parse_size_mm(words), chance) for words, chance in chances.items())
     said = {size_mm: chance for size_mm, chance in read if size_mm}
-    if measured_mm is None or weights is None or weights.measure is None:
-        return said
-    words, spread = weights.measure
+    return said if measured_mm is None or measure is None else both(said, measured_mm, measure)
+
+
+def both(said: Sizes, measured_mm: float, measure: Measuring) -> Sizes:
+    """Sizes by what is said and what is measured."""
     return _shares(
         {
-            size_mm: words * _log(chance)
-            - 2.0 * math.log1p((math.log(size_mm / measured_mm) / spread) ** 2)
+            size_mm: measure.words * _log(chance)
+            - 2.0 * math.log1p((math.log(size_mm / measured_mm) / measure.spread) ** 2)
             for size_mm, chance in said.items()
         }
     )
@@ -429,7 +453,8 @@ def _shares(scores: Mapping[_Of, float]) -> dict[_Of, float]:
     """Probabilities from logarithms of what is proportional to them."""
     most = max(scores.values(), default=0.0)
     shares = {key: math.exp(score - most) for key, score in scores.items()}
-    return {key: share / sum(shares.values()) for key, share in shares.items()}
+    total = sum(shares.values())
+    return {key: share / total for key, share in shares.items()}
 
 
 def median_mm(sizes: Sizes) -> float | None:

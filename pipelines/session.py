@@ -51,8 +51,8 @@ def kept(events: Iterator[Step | Found], found: list[Found]) -> Iterator[Step | 
 class Session:
     """One study being read: what was asked, what it cost, what is to be warned of.
 
-    `presence` is the probability of every finding that was asked for, `measured` the size in mm of
-    every region that the model sees.
+    `presence` is the probability of every finding that was asked for, `measured` the size in mm that
+    each finding that the model knows would have.
     """
 
     backend: Backend
@@ -93,7 +93,7 @@ class Session:
         """The sizes that a finding may have; none from a model that does not say how sure it is."""
         answer = self.ask(prompts.ask_size(name, side), choices=prompts.SIZES)
         measured_mm = measure_of(name, side, self.measured)
-        return sizes_of(answer.choices, measured_mm, self.backend.capabilities().review)
+        return sizes_of(name, answer.choices, measured_mm, self.backend.capabilities().review)
 
     def speak(
         self,

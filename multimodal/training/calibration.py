@@ -1,7 +1,8 @@
 """Fitted on studies kept for it: what makes stated probabilities come true.
 
-Temperature and offset of every kind of question, and the weights of what is said of a sentence and
-what is seen (`multimodal.review`). Both are written into the checkpoint's configuration.
+Temperature and offset of every kind of question, the weights of what is said of a sentence and
+what is seen, and those of what is said of a size and what is measured (`multimodal.review`). All are
+written into the checkpoint's configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from multimodal.review import (
     OMISSION,
     VERDICTS,
     Key,
+    Measuring,
     ReviewWeights,
+    both,
     denial,
     log_odds,
     seen_of,
@@ -39,7 +42,7 @@ from multimodal.training.cases import (
     world_of,
 )
 from multimodal.training.measures import fit_calibration
-from multimodal.training.reviews import Heeded, heed
+from multimodal.training.reviews import Heeded, heed, sizes_heeded
 from multimodal.training.world.reports import all_keys
 
 _FEW_SIZES = 20  # fewer say nothing about how far measures are off
@@ -51,7 +54,8 @@ class Answers:
     """What a checkpoint answered about one kept study, as its scores are.
 
     Attributes:
-        choices: (choices, their probabilities, the right one's number) of every question.
+        choices: (choices, their probabilities, the right one's number) of every question but
+            those for sizes.
         sizes: of every finding that has one.
         presence: probability of every finding.
         lines: what was answered about every sentence of a faulty report.
@@ -72,7 +76,7 @@ class Answers:
 
 
 def calibrate(model: Path, num_studies: int, num_workers: int = 1) -> None:
-    """Fit both on studies kept for it and write them into the configuration."""
+    """Fit all on studies kept for it and write them into the configuration."""
     shares = [range(i, num_studies, num_workers) for i in range(num_workers)]
     with processes(num_workers) as pool:
         told = pool.map(partial(_ask_about, model), shares)
@@ -131,9 +135,9 @@ def _fit_choices(answers: Sequence[Answers]) -> Fitted:
     fitted = {}
     asked = [choice for answer in answers for choice in answer.choices]
     asked += [
-        (prompts.SIZES, [said[words] for words in prompts.SIZES], _nearest(true_mm))
+        (prompts.SIZES, [size.said[words] for words in prompts.SIZES], _nearest(size.true_mm))
         for answer in answers
-        for said, _, true_mm in answer.sizes
+        for size in answer.sizes
     ]
     for known in (PRESENCE, VERDICTS, OMISSION, prompts.SIZES):
         rows = [(chances, right) for of, chances, right in asked if of == known]
@@ -152,7 +156,9 @@ def _nearest(size_mm: float) -> int:
 
 
 def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
-    """The weights of least cross-entropy on whole reports; without any, those of the words alone."""
+    """The weights of least cross-entropy on whole reports; without any report, those of the
+    words alone.
+    """
     words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
     measuring = replace(words_alone, measure=_fit_measure(answers, fitted))
     said, seen, right, doubts, missing = [], [], [], [], []
@@ -167,7 +173,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
                 line.claim,
                 presence,
                 denied=denial(line.text, chances),
-                sizes=sizes_of(calibrated(line.sizes, fitted), line.measured_mm, measuring),
+                sizes=sizes_heeded(replace(line, sizes=calibrated(line.sizes, fitted)), measuring),
             )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])
@@ -214,28 +220,28 @@ def _fit_verdicts(said: np.ndarray, seen: np.ndarray, right: Sequence[int]) -> l
     return [float(weight) for weight in minimize(loss, start, bounds=bounds).x]
 
 
-def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> tuple[float, float] | None:
+def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> Measuring | None:
     """What is said and what is measured, so weighed that true sizes are likeliest; None of few."""
     from scipy.optimize import minimize
 
-    sizes = [
-        (calibrated(said, fitted), measured_mm, prompts.SIZES_MM[_nearest(true_mm)])
-        for answer in answers
-        for said, measured_mm, true_mm in answer.sizes
-        if measured_mm is not None
-    ]
-    if len(sizes) < _FEW_SIZES:
+    sized = [size for answer in answers for size in answer.sizes if size.measured_mm is not None]
+    if len(sized) < _FEW_SIZES:
         return None
+    names = tuple(sorted({size.name for size in sized}))
+    read = [sizes_of(size.name, calibrated(size.said, fitted), None, None) for size in sized]
+    true = [prompts.SIZES_MM[_nearest(size.true_mm)] for size in sized]
 
     def loss(fitting: np.ndarray) -> float:
-        words, spread = np.exp(fitting)
-        weights = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), (float(words), float(spread)))
-        likely = [sizes_of(said, mm, weights)[true_mm] for said, mm, true_mm in sizes]
+        words, spread = np.exp(fitting).tolist()
+        measure = Measuring(words, spread, names)
+        likely = [
+            both(said, size.measured_mm or 0.0, measure)[true_mm]
+            for said, size, true_mm in zip(read, sized, true, strict=True)
+        ]
         return -float(np.log(np.maximum(likely, 1e-12)).mean())
 
-    start = np.log([0.5, 0.2])
-    words, spread = np.exp(minimize(loss, start, method="Nelder-Mead").x)
-    return float(words), float(spread)
+    words, spread = np.exp(minimize(loss, np.log([0.5, 0.2]), method="Nelder-Mead").x).tolist()
+    return Measuring(words, spread, names)
 
 
 def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:

@@ -97,6 +97,7 @@ def blanked(case: Case) -> Case:
 class Sized(NamedTuple):
     """A finding's size: how likely each of `prompts.SIZES` is said to be, measured, and true."""
 
+    name: str
     said: Mapping[str, float]
     measured_mm: float | None
     true_mm: float
@@ -132,7 +133,7 @@ class Talk:
         sized = [(f.name, f.side, f.size_mm) for f in truth if f.size_mm is not None]
         asked = [prompts.ask_size(name, side) for name, side, _ in sized]
         return [
-            Sized(answer.choices, measure_of(name, side, self.measured), true_mm)
+            Sized(name, answer.choices, measure_of(name, side, self.measured), true_mm)
             for (name, side, true_mm), answer in zip(
                 sized, self.ask_all(asked, prompts.SIZES), strict=True
             )

@@ -87,7 +87,7 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     weights = ReviewWeights.read(backend.model.config.review_weights)
     _mark(case.questions, talk, scores)
     for size in talk.sizes(case.truth):
-        told = sizes_of(size.said, size.measured_mm, weights)
+        told = sizes_of(size.name, size.said, size.measured_mm, weights)
         scores.sizes.append((size.true_mm, median_mm(told) or 0.0))
     scores.check += judge([q for q in case.questions if q.task == "check"], talk)
     scores.reports.append(judge_report(case.report, talk, presence, weights))

@@ -98,7 +98,7 @@ def judge_report(
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
         kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
         written = prompts.correction_in(answer.text, kind)
-        measured_mm = median_mm(_sizes(heeded[number], weights)) if weights else None
+        measured_mm = median_mm(sizes_heeded(heeded[number], weights)) if weights else None
         better = mended(texts[number], kind, measured_mm, written)
         said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
@@ -135,12 +135,15 @@ def judge_report(
 def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
     return weigh(
         heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
-        sizes=_sizes(heeded, weights), weights=weights,
+        sizes=sizes_heeded(heeded, weights), weights=weights,
     )  # fmt: skip
 
 
-def _sizes(heeded: Heeded, weights: ReviewWeights) -> Sizes:
-    return sizes_of(heeded.sizes, heeded.measured_mm, weights)
+def sizes_heeded(heeded: Heeded, weights: ReviewWeights) -> Sizes:
+    """The sizes that the finding of a sentence may have."""
+    if heeded.claim is None:
+        return {}
+    return sizes_of(heeded.claim.name, heeded.sizes, heeded.measured_mm, weights)
 
 
 def _missing(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from encoders.vision import VisionTower
 from multimodal.projectors import FindingHead
-from multimodal.prompts import NamedFinding
+from multimodal.prompts import NamedFinding, Side
 from multimodal.training.corpus import LEAST, Corpus, SliceBatch, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.world.reports import Writer
@@ -212,12 +212,9 @@ def _captions(
 
 
 def in_a_mirror(finding: NamedFinding) -> NamedFinding:
-    """On the other side, its place untold: a right lung has three lobes."""
-    if finding.side is None:
-        return finding
-    return NamedFinding(
-        finding.name, "left" if finding.side == "right" else "right", finding.size_mm
-    )
+    """On the other side; in the middle it stays."""
+    other: dict[Side | None, Side | None] = {"left": "right", "right": "left", None: None}
+    return replace(finding, side=other[finding.side])
 
 
 @torch.no_grad()

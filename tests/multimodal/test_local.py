@@ -26,7 +26,14 @@ from encoders.errors import (
     ModelError,
     ModelNotFound,
 )
-from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
+from multimodal.backends import (
+    Finished,
+    GenerateOptions,
+    Token,
+    collect,
+    load_backend,
+    measured_in,
+)
 from multimodal.composition import compose
 from multimodal.encoding import medium_digest
 from multimodal.engine.scheduler import Limits
@@ -370,6 +377,20 @@ def test_grounding_names_every_finding_and_side(backend: LocalBackend, volume: V
         ("nodule", "right"), ("nodule", "left"), ("cardiomegaly", None),
     ]  # fmt: skip
     assert collect(backend.generate([user("list")], options)).regions == ()
+
+
+def test_a_regions_size_is_what_the_region_head_says_of_it(
+    backend: LocalBackend, volume: Volume
+) -> None:
+    model, told = backend.model, list[torch.Tensor]()
+    hook = model.region_head.register_forward_hook(lambda *seen: told.append(seen[2][1]))
+    options = GenerateOptions(max_new_tokens=1, ground=True)
+    regions = collect(backend.generate([user(Study(volume), "how large")], options)).regions
+    hook.remove()
+    assert measured_in(regions) == pytest.approx(
+        dict(zip(model.config.regions, told[-1].exp().tolist(), strict=True))
+    )
+    assert measured_in([replace(regions[0], size_mm=None)]) == {}
 
 
 def test_pictures_with_equal_pixels_keep_their_own_sources(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from multimodal.prompts import AGREES, SIZES, NamedFinding, parse_findings
 from multimodal.review import (
     VERDICTS,
+    Measuring,
     ReviewWeights,
     claim_of,
     denial,
@@ -133,7 +135,7 @@ def test_the_median_of_sizes_is_the_first_that_half_of_them_do_not_exceed() -> N
 
 @given(st.dictionaries(st.sampled_from(SIZES), st.floats(0.01, 1.0), min_size=1))
 def test_sizes_are_read_back_as_a_list_states_them(chances: dict[str, float]) -> None:
-    read = sizes_of(chances, None, BOTH)
+    read = sizes_of("nodule", chances, None, BOTH)
     for words, chance in chances.items():
         (finding,) = parse_findings(f"right nodule {words}")
         assert finding.size_mm is not None
@@ -142,15 +144,22 @@ def test_sizes_are_read_back_as_a_list_states_them(chances: dict[str, float]) ->
 
 def test_a_size_is_likely_as_it_is_said_and_as_it_is_measured() -> None:
     """Student's t of three degrees in the logarithm, times what is said to a power."""
-    weights = replace(BOTH, measure=(0.5, 0.2))
-    found = sizes_of({"10 mm": 0.64, "20 mm": 0.36}, 20.0, weights)
+    weights = replace(BOTH, measure=Measuring(0.5, 0.2, ("nodule",)))
+    chances = {"10 mm": 0.64, "20 mm": 0.36}
+    found = sizes_of("nodule", chances, 20.0, weights)
     far = (1 + (math.log(2) / 0.2) ** 2) ** -2
     assert found[10.0] / found[20.0] == pytest.approx(0.8 * far / 0.6)
     assert sum(found.values()) == pytest.approx(1.0)
     said = {10.0: 0.64, 20.0: 0.36}
-    assert sizes_of({"10 mm": 0.64, "20 mm": 0.36}, 20.0, BOTH) == said  # it measures nothing
-    assert sizes_of({"10 mm": 0.64, "20 mm": 0.36}, None, weights) == said
-    assert sizes_of({}, 20.0, weights) == {}
+    assert sizes_of("nodule", chances, 20.0, BOTH) == said  # it measures nothing
+    assert sizes_of("nodule", chances, None, weights) == said
+    assert sizes_of("nodule", {}, 20.0, weights) == {}
+
+
+def test_of_a_finding_whose_size_nobody_learned_no_size_is_wrong() -> None:
+    """A report may well state a pneumothorax of 2 cm; what a head says of it is arbitrary."""
+    weights = replace(BOTH, measure=Measuring(0.5, 0.2, ("nodule",)))
+    assert sizes_of("pneumothorax", {"10 mm": 1.0}, 60.0, weights) == {}
 
 
 def test_of_two_sides_nobody_knows_which_measure_is_meant() -> None:
@@ -307,5 +316,9 @@ def test_a_finding_without_chinese_words_is_denied_in_english() -> None:
 
 def test_weights_are_read_as_a_checkpoint_holds_them() -> None:
     held = {"said": 1.1, "seen": 0.3, "verdicts": {"size": -1.0}, "left_out": [0.7, 0.6, -2.0]}
-    assert ReviewWeights.read(held) == ReviewWeights(1.1, 0.3, {"size": -1.0}, (0.7, 0.6, -2.0))
+    weights = ReviewWeights(1.1, 0.3, {"size": -1.0}, (0.7, 0.6, -2.0))
+    assert ReviewWeights.read(held) == weights  # as versions before 6 hold them
+    measuring = replace(weights, measure=Measuring(0.5, 0.2, ("mass", "nodule")))
+    assert ReviewWeights.read(json.loads(json.dumps(asdict(measuring)))) == measuring
+    assert ReviewWeights.read(json.loads(json.dumps(asdict(weights)))) == weights
     assert ReviewWeights.read(None) is None

@@ -12,7 +12,7 @@ from encoders.dicom import Volume, load_volume
 from encoders.features import Source
 from multimodal.backends import Region
 from multimodal.prompts import CHECK_SENTENCE
-from multimodal.review import MAX_OMISSIONS, ReviewWeights
+from multimodal.review import MAX_OMISSIONS, Measuring, ReviewWeights
 from pipelines.ct_report import CtReportPipeline
 from pipelines.evidence import Reading
 from tests.makers import FakeBackend
@@ -61,7 +61,10 @@ def test_where_the_words_leave_a_size_open_the_measure_of_its_region_decides(
         "nodule", "left", 0.9, Source("dicom", slice_index=3), (1, 1, 4, 4), measured_mm
     )
     backend = fake({}, left_nodule=0.99)  # every size is as likely
-    backend.regions, backend.review = (region,), replace(BOTH, measure=(1.0, 0.1))
+    backend.regions, backend.review = (
+        (region,),
+        replace(BOTH, measure=Measuring(1.0, 0.1, ("nodule",))),
+    )
     backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6
     reading = read(backend, volume, AGREED)
     assert reading.agreement == agreement

@@ -48,11 +48,12 @@ def test_a_measure_counts_by_how_far_it_was_off() -> None:
     """Words that know nothing beside measures of Student's t: its spread is found again."""
     rng = np.random.default_rng(1)
     even = dict.fromkeys(SIZES, 1 / len(SIZES))
-    off = rng.standard_t(3, 600) * 0.2 / math.sqrt(3)
-    sizes = [Sized(even, 20.0 * math.exp(-x), 20.0) for x in off.tolist()]
+    off = rng.standard_t(3, 300) * 0.2 / math.sqrt(3)
+    sizes = [Sized("nodule", even, 20.0 * math.exp(-x), 20.0) for x in off.tolist()]
     found = fit_review([Answers([], sizes, {}, [], [], [], 0.0, False)], {})
     assert found.measure is not None
-    assert found.measure[1] == pytest.approx(0.2, rel=0.15)
+    assert found.measure.spread == pytest.approx(0.2, rel=0.2)
+    assert found.measure.names == ("nodule",)
     few = fit_review([Answers([], sizes[:5], {}, [], [], [], 0.0, False)], {})
     assert few.measure is None
 

@@ -13,10 +13,16 @@ import torch
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
-from multimodal.prompts import NamedFinding
-from multimodal.training import ranks
+from multimodal.training import ranks, vision_pretraining
 from multimodal.training.audio_pretraining import NUM_HELD_OUT, Utterances, edit_distance
-from multimodal.training.corpus import HELD_OUT, Corpus, Frame, patch_cover, varied
+from multimodal.training.corpus import (
+    HELD_OUT,
+    Corpus,
+    Frame,
+    SliceBatch,
+    patch_cover,
+    varied,
+)
 from multimodal.training.loop import FINAL_SHARE, Schedule, Stage, optimisers_of, train
 from multimodal.training.muon import Muon
 from multimodal.training.vision_pretraining import (
@@ -25,7 +31,6 @@ from multimodal.training.vision_pretraining import (
     dense_loss,
     hardness,
     held_out_auroc,
-    in_a_mirror,
     patch_targets,
 )
 from multimodal.training.world.findings import Shown
@@ -298,11 +303,29 @@ def test_a_mirrored_slice_shows_on_the_right_what_the_left_one_shows() -> None:
         assert {tuple(p) for p in lit.tolist()} == {(r, c)}
 
 
-def test_in_a_mirror_a_finding_is_on_the_other_side_and_its_lobe_untold() -> None:
-    nodule = in_a_mirror(Shown("nodule", "right", 12.0, "middle lobe"))
-    assert nodule == NamedFinding("nodule", "left", 12.0)
-    heart = Shown("cardiomegaly", None)
-    assert in_a_mirror(heart) is heart
+def test_a_caption_tells_the_side_that_the_picture_shows() -> None:
+    nodule, heart = Shown("nodule", "left", 12.0, "upper lobe"), Shown("cardiomegaly", None)
+    body = WORLDS["body"]
+    chest = next(v for v in body.vocabularies if v.region == "chest")
+    corpus = SimpleNamespace(world=body, truth=[[nodule, heart]], vocabulary=[chest])
+    names = [name for name, _ in body.findings]
+    cover = torch.zeros(2, 144, len(names))
+    cover[:, 3, names.index("nodule")] = 1.0
+    nothing = torch.zeros(0)
+    batch = SliceBatch([0, 0], [False, True], nothing, cover, nothing)
+    told: list[str] = []
+
+    def encode(text: str, *, add_special_tokens: bool) -> list[int]:
+        told.append(text)
+        return [1]
+
+    for seed in range(20):
+        tokenizer, rng = SimpleNamespace(encode=encode), np.random.default_rng(seed)
+        vision_pretraining._captions(corpus, batch, tokenizer, rng)  # type: ignore[arg-type]
+    for text, side, other in zip(told, ["left", "right"] * 20, ["right", "left"] * 20, strict=True):
+        words = {"left": ("left", "左"), "right": ("right", "右")}
+        assert any(word in text.lower() for word in words[side]), text
+        assert not any(word in text.lower() for word in words[other]), text
 
 
 def test_auroc_equals_the_share_of_ordered_pairs() -> None:

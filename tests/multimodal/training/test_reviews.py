@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from multimodal import prompts
-from multimodal.prompts import NamedFinding, Verdict
-from multimodal.review import VERDICTS, Key, ReviewWeights
+from multimodal.prompts import SIZES, NamedFinding, Verdict
+from multimodal.review import VERDICTS, Key, Measuring, ReviewWeights
 from multimodal.training.measures import Mended
 from multimodal.training.reviews import judge_report
 from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
@@ -25,14 +26,20 @@ NODULE, EFFUSION = ("nodule", "right"), ("pleural effusion", "left")
 class Oracle:
     """Knows the truth of a report and answers as a perfect model would, or doubts everything."""
 
-    def __init__(self, report: Faulty, sure: float, truth: Sequence[NamedFinding] = ()) -> None:
+    def __init__(
+        self,
+        report: Faulty,
+        sure: float,
+        truth: Sequence[NamedFinding] = (),
+        measured: Mapping[Key, float] = MappingProxyType({}),
+    ) -> None:
         self.sure, self.truth = sure, truth
         self.right = {
             line.text: line.mistake.verdict if line.mistake else Verdict(None)
             for line in report.lines
         }
         self.report = report
-        self.measured: dict[Key, float] = {}
+        self.measured = measured
 
     def ask_all(self, asked: Sequence[str], choices: tuple[str, ...] = ()) -> list[Any]:
         return [self.ask(prompt, choices) for prompt in asked]
@@ -109,6 +116,28 @@ def test_what_is_seen_finds_what_the_words_leave_open() -> None:
     nothing = dict.fromkeys(seen, 0.5)
     blind = judge_report(report, undecided, nothing, WEIGHTS)  # type: ignore[arg-type]
     assert ("direction", 0) not in blind.said
+
+
+def test_a_measure_decides_what_the_words_leave_open_as_in_the_pipeline() -> None:
+    said, meant = (f"There is a {mm} mm nodule in the right lung." for mm in (40, 20))
+    mistake = Mistake(said, Verdict("size", meant), NamedFinding("nodule", "right", 40.0))
+    report = Faulty((Line(said, mistake.about, mistake=mistake),), ())
+
+    class Even(Oracle):
+        def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
+            if prompt.startswith("How large"):
+                return SimpleNamespace(text="", choices=dict.fromkeys(SIZES, 1 / len(SIZES)))
+            return super().ask(prompt, choices)
+
+    seen = {NODULE: 0.999, ("nodule", "left"): 0.001}
+    measuring = replace(WEIGHTS, seen=1.0, measure=Measuring(1.0, 0.02, ("nodule",)))
+    even = Even(report, 1 / len(VERDICTS), measured={NODULE: 20.0})
+    found = judge_report(report, even, seen, measuring)  # type: ignore[arg-type]
+    assert found.said == {("size", 0)}
+    assert found.mended == (Mended("size", True, True),)
+    even.measured = {NODULE: 40.0}
+    agreeing = judge_report(report, even, seen, measuring)  # type: ignore[arg-type]
+    assert ("size", 0) not in agreeing.said
 
 
 def test_a_mistake_that_is_not_found_is_not_mended() -> None:
