@@ -26,14 +26,7 @@ from encoders.errors import (
     ModelError,
     ModelNotFound,
 )
-from multimodal.backends import (
-    Finished,
-    GenerateOptions,
-    Token,
-    collect,
-    load_backend,
-    measured_in,
-)
+from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
 from multimodal.composition import compose
 from multimodal.encoding import medium_digest
 from multimodal.engine.scheduler import Limits
@@ -387,10 +380,7 @@ def test_a_regions_size_is_what_the_region_head_says_of_it(
     options = GenerateOptions(max_new_tokens=1, ground=True)
     regions = collect(backend.generate([user(Study(volume), "how large")], options)).regions
     hook.remove()
-    assert measured_in(regions) == pytest.approx(
-        dict(zip(model.config.regions, told[-1].exp().tolist(), strict=True))
-    )
-    assert measured_in([replace(regions[0], size_mm=None)]) == {}
+    assert [r.size_mm for r in regions] == pytest.approx(told[-1].exp().tolist())
 
 
 def test_pictures_with_equal_pixels_keep_their_own_sources(
@@ -413,7 +403,8 @@ def test_changed_sparsity_does_not_reuse_keys_of_the_old_one(
     set_sparsity(backend.model, 0.9)
     sparse = collect(backend.generate(asked, options)).choices
     assert sparse != dense
-    assert sparse == collect(LocalBackend(*parts).generate(asked, options)).choices
+    anew = collect(LocalBackend(*parts).generate(asked, options)).choices
+    assert sparse == pytest.approx(anew, rel=1e-4)  # products may be others under load
 
 
 # --- loading ---------------------------------------------------------------------------------
