@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from multimodal.prompts import Side
+from multimodal.prompts import Side, sided_keys
 
 
 class MultimodalConfig(PreTrainedConfig):
@@ -64,8 +64,7 @@ class MultimodalConfig(PreTrainedConfig):
     @property
     def regions(self) -> list[tuple[str, Side | None]]:
         """(finding, side) in the order of the region tokens of a study."""
-        sides: dict[bool, tuple[Side | None, ...]] = {True: ("right", "left"), False: (None,)}
-        return [(name, side) for name, sided in self.findings or () for side in sides[sided]]
+        return sided_keys(self.findings or ())
 
     @property
     def tokens_per_view(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +97,17 @@ def ask_size(name: str, side: Side | None) -> str:
 def format_findings(findings: list[NamedFinding]) -> str:
     """`right nodule 14 mm; left pleural effusion`, or `no findings`."""
     return "; ".join(_format_finding(f) for f in findings) or NO_FINDINGS
+
+
+def sided_keys(findings: Iterable[tuple[str, bool]]) -> list[tuple[str, Side | None]]:
+    """Every (finding, side) of findings with and without sides, right before left."""
+    sides: dict[bool, tuple[Side | None, ...]] = {True: ("right", "left"), False: (None,)}
+    return [(name, side) for name, sided in findings for side in sides[sided]]
+
+
+def other_side(side: Side) -> Side:
+    """Left of right, right of left."""
+    return "left" if side == "right" else "right"
 
 
 def _format_finding(finding: NamedFinding) -> str:

@@ -25,6 +25,7 @@ from multimodal.prompts import (
     NamedFinding,
     Side,
     correction_in,
+    other_side,
     parse_size_mm,
 )
 from multimodal.terms import deny, mentions, of_both_sides
@@ -184,8 +185,7 @@ def seen_of(
     absent = math.prod(1 - _bounded(presence[key]) for key in here)
     there = _LEAST
     if claim.side:
-        other: Side = "left" if claim.side == "right" else "right"
-        there = _bounded(presence.get((claim.name, other), 0.0))
+        there = _bounded(presence.get((claim.name, other_side(claim.side)), 0.0))
     wrong_size = _wrong_size(claim.size_mm, sizes)
     stated = 1 - denied
     return seen | {
@@ -429,10 +429,12 @@ def sizes_of(
         return {}
     read = ((parse_size_mm(words), chance) for words, chance in chances.items())
     said = {size_mm: chance for size_mm, chance in read if size_mm}
-    return said if measured_mm is None or measure is None else both(said, measured_mm, measure)
+    if measured_mm is None or measure is None:
+        return said
+    return weigh_sizes(said, measured_mm, measure)
 
 
-def both(said: Sizes, measured_mm: float, measure: Measuring) -> Sizes:
+def weigh_sizes(said: Sizes, measured_mm: float, measure: Measuring) -> Sizes:
     """Sizes by what is said and what is measured."""
     return _shares(
         {

@@ -276,8 +276,7 @@ def _findings(session: Session, seen: Finished) -> Iterator[Step | Finding]:
             yield _finding(session, named, None, seen.regions)
         return
     sized = {f.name for f in prompts.parse_findings(seen.text) if f.size_mm is not None}
-    sides: dict[bool, tuple[prompts.Side | None, ...]] = {True: ("right", "left"), False: (None,)}
-    asked = [(name, side) for name, sided in known for side in sides[sided]]
+    asked = prompts.sided_keys(known)
     for number, (name, side) in enumerate(asked):
         yield Step("findings", number, len(asked))
         prompt = prompts.ask_presence(name, side)

@@ -24,12 +24,12 @@ from multimodal.review import (
     Key,
     Measuring,
     ReviewWeights,
-    both,
     denial,
     log_odds,
     seen_of,
     sizes_of,
     surest_unspoken,
+    weigh_sizes,
 )
 from multimodal.training.cases import (
     CALIBRATION_SEED,
@@ -124,7 +124,8 @@ def _ask(talk: Talk, case: Case) -> Answers:
     said = [text for text in kept if text is not None]
     whole = prompts.FIND_OMISSION.format(report=" ".join(said))
     return Answers(
-        choices, talk.sizes(case.truth), presence, heed([line.text for line in report.lines], talk, names),
+        choices, talk.sizes(case.truth), presence,
+        heed([line.text for line in report.lines], talk, names),
         [line.mistake.verdict.error or "" if line.mistake else prompts.AGREES
          for line in report.lines],
         said, talk.ask(whole, OMISSION).choices["omission"], bool(report.left_out),
@@ -159,8 +160,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     """The weights of least cross-entropy on whole reports; without any report, those of the
     words alone.
     """
-    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
-    measuring = replace(words_alone, measure=_fit_measure(answers, fitted))
+    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), _fit_measure(answers, fitted))
     said, seen, right, doubts, missing = [], [], [], [], []
     for answer in answers:
         presence = {
@@ -173,7 +173,9 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
                 line.claim,
                 presence,
                 denied=denial(line.text, chances),
-                sizes=sizes_heeded(replace(line, sizes=calibrated(line.sizes, fitted)), measuring),
+                sizes=sizes_heeded(
+                    replace(line, sizes=calibrated(line.sizes, fitted)), words_alone
+                ),
             )
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])
@@ -183,11 +185,11 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
         doubts.append([log_odds(words["omission"]), log_odds(unspoken[1] if unspoken else 0.0)])
         missing.append(answer.left_out)
     if not right:
-        return measuring
+        return words_alone
     verdicts = _fit_verdicts(np.log(np.maximum(said, 1e-8)), np.log(np.maximum(seen, 1e-8)), right)
     left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
     added = dict(zip(VERDICTS[1:], verdicts[2:], strict=True))
-    return ReviewWeights(verdicts[0], verdicts[1], added, left_out, measuring.measure)
+    return ReviewWeights(verdicts[0], verdicts[1], added, left_out, words_alone.measure)
 
 
 def calibrated(chances: Mapping[str, float], fitted: Fitted) -> dict[str, float]:
@@ -235,7 +237,7 @@ def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> Measuring | None
         words, spread = np.exp(fitting).tolist()
         measure = Measuring(words, spread, names)
         likely = [
-            both(said, size.measured_mm or 0.0, measure)[true_mm]
+            weigh_sizes(said, size.measured_mm or 0.0, measure)[true_mm]
             for said, size, true_mm in zip(read, sized, true, strict=True)
         ]
         return -float(np.log(np.maximum(likely, 1e-12)).mean())

@@ -124,9 +124,14 @@ class Talk:
         return self._backend.generate([user(self._study, prompt)], options)
 
     @cached_property
+    def listed(self) -> Finished:
+        """The list of findings, with every region."""
+        return self.ask(prompts.LIST_FINDINGS, ground=True)
+
+    @property
     def measured(self) -> MeasuredMm:
         """The size of every region as it is seen."""
-        return measured_in(self.ask(prompts.LIST_FINDINGS, PRESENCE, ground=True).regions)
+        return measured_in(self.listed.regions)
 
     def sizes(self, truth: Sequence[NamedFinding]) -> list[Sized]:
         """Of every finding that has one."""

@@ -67,13 +67,12 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     novelty = backend.novelty(Study(case.volume))
     if novelty is not None:
         scores.novelty.append(novelty.score / novelty.limit)
-    listed = talk.ask(prompts.LIST_FINDINGS, ground=True)
-    named = {(f.name, f.side) for f in prompts.parse_findings(listed.text)}
+    named = {(f.name, f.side) for f in prompts.parse_findings(talk.listed.text)}
     true = {(f.name, f.side) for f in case.truth}
     scores.listed.append((len(named & true), len(named), len(true)))
     answers = talk.presence(all_keys(case.vocabulary))
     presence = {key: answer.choices["yes"] for key, answer in answers.items()}
-    for region in listed.regions:
+    for region in talk.listed.regions:
         key = (region.finding, region.side)
         if key in true:
             scores.pointed.append(Pointed(presence[key] >= 0.5, *_hits(region, case)))

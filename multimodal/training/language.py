@@ -126,9 +126,10 @@ def train_language(
     speech = speak_corpus(work_dir, corpus.world, num_spoken)
     features = None if together else encode_corpus(model, work_dir)
     torch.manual_seed(seed)
-    frozen = ["audio_tower", "region_head"]  # nothing here tells how large a region is
-    frozen += [] if together else ["vision_tower", "finding"]
-    trainable(model, lambda name: not name.startswith(tuple(frozen)))
+    frozen: tuple[str, ...] = ("audio_tower", "region_head")  # nothing here tells it sizes
+    if not together:
+        frozen += ("vision_tower", "finding")
+    trainable(model, lambda name: not name.startswith(frozen))
     packer = Packer(processor, model, corpus, features, speech)
 
     def draw(step: int, rng: np.random.Generator) -> Batch:

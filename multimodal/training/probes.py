@@ -161,9 +161,8 @@ def strange_studies(
             return {}
         found.setdefault(kind, []).append(novelty.score / novelty.limit)
         if not novelty.out_of_range:
-            keys: list[tuple[str, prompts.Side | None]] = [(n, s) for n, sided in backend.capabilities().findings
-                    for s in (("right", "left") if sided else (None,))]  # fmt: skip
-            claims += sum(_present(backend, volume, n, s) >= 0.5 for n, s in keys)
+            keys = prompts.sided_keys(backend.capabilities().findings)
+            claims += sum(_present(backend, volume, *key) >= 0.5 for key in keys)
     strange = [s for scores in found.values() for s in scores]
     rows = [*((False, s) for s in own), *((True, s) for s in strange)]
     figures = {f"{kind} ({len(s)}): least distance": min(s) for kind, s in sorted(found.items())}

@@ -28,7 +28,7 @@ from multimodal.loading import load_composite
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.novelty import NoveltyModel, describe_study, fit_novelty
 from multimodal.processing import MultimodalProcessor, senses_of
-from multimodal.prompts import NamedFinding
+from multimodal.prompts import NamedFinding, other_side
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
 from multimodal.training.calibration import calibrate
@@ -344,7 +344,8 @@ def _sample_report(drawn: Drawn) -> Iterator[str]:
     vocabulary = replace(drawn.vocabulary, languages=("en",), rich=False)
     writer = Writer(drawn.truth, np.random.default_rng(SAMPLE_SEED), vocabulary)
     nodule = next(f for f in drawn.truth if f.name == "nodule")
-    other = NamedFinding("nodule", "left" if nodule.side == "right" else "right", nodule.size_mm)
+    assert nodule.side is not None
+    other = NamedFinding("nodule", other_side(nodule.side), nodule.size_mm)
     yield writer.say(other).text
     yield writer.say(next(f for f in drawn.truth if f.name == "pleural effusion")).text
     yield writer.deny(("pneumothorax", None), drawn.truth).text

@@ -21,7 +21,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from encoders.vision import VisionTower
 from multimodal.projectors import FindingHead
-from multimodal.prompts import NamedFinding, Side
+from multimodal.prompts import NamedFinding, other_side
 from multimodal.training.corpus import LEAST, Corpus, SliceBatch, open_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.world.reports import Writer
@@ -213,8 +213,7 @@ def _captions(
 
 def in_a_mirror(finding: NamedFinding) -> NamedFinding:
     """On the other side; in the middle it stays."""
-    other: dict[Side | None, Side | None] = {"left": "right", "right": "left", None: None}
-    return replace(finding, side=other[finding.side])
+    return replace(finding, side=finding.side and other_side(finding.side))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from encoders.errors import (
 from multimodal.backends import Finished, GenerateOptions, Token, collect, load_backend
 from multimodal.composition import compose
 from multimodal.encoding import medium_digest
+from multimodal.engine import packing
 from multimodal.engine.scheduler import Limits
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Image, Message, Study, Text, user
@@ -393,8 +395,9 @@ def test_pictures_with_equal_pixels_keep_their_own_sources(
 
 
 def test_changed_sparsity_does_not_reuse_keys_of_the_old_one(
-    tmp_path: Path, tiny_backbone: Path
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packing, "MIN_GAIN", math.inf)  # which layers are packed is a race
     parts = compose(backbone=tiny_backbone, sparsity=SparsityConfig(sparsity=0.0))
     backend = LocalBackend(*parts)
     asked = [user("is there a right nodule in the report")]
@@ -403,8 +406,7 @@ def test_changed_sparsity_does_not_reuse_keys_of_the_old_one(
     set_sparsity(backend.model, 0.9)
     sparse = collect(backend.generate(asked, options)).choices
     assert sparse != dense
-    anew = collect(LocalBackend(*parts).generate(asked, options)).choices
-    assert sparse == pytest.approx(anew, rel=1e-4)  # products may be others under load
+    assert sparse == collect(LocalBackend(*parts).generate(asked, options)).choices
 
 
 # --- loading ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from multimodal.prompts import NamedFinding, Side
+from multimodal.prompts import NamedFinding, Side, sided_keys
 
 Region = Literal["chest", "head", "abdomen"]
 Key = tuple[str, Side | None]
@@ -108,8 +108,7 @@ class Lesion:
 
 def keys_of(regions: Sequence[Region] = REGIONS) -> list[Key]:
     """Every (finding, side) of some regions, in channel order, right before left."""
-    sides: dict[bool, tuple[Side | None, ...]] = {True: ("right", "left"), False: (None,)}
-    return [(k.name, side) for k in KINDS if k.region in regions for side in sides[k.sided]]
+    return sided_keys((k.name, k.sided) for k in KINDS if k.region in regions)
 
 
 def random_keys(region: Region, rng: np.random.Generator, *, crowded: bool = False) -> list[Key]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from multimodal.prompts import ErrorType, NamedFinding, Side, Verdict
+from multimodal.prompts import ErrorType, NamedFinding, Verdict, other_side
 from multimodal.training.world.reports import Sentence, Writer, absent_keys, format_size
 
 SENTENCE_MISTAKES: tuple[ErrorType, ...] = (
@@ -108,9 +108,9 @@ def _direction(writer: Writer) -> Mistake | None:
 def _wrong_side(right: Sentence, writer: Writer) -> Mistake | None:
     side = right.about.side
     present = {(f.name, f.side) for f in writer.truth}
-    if side is None or (right.about.name, _other(side)) in present:
+    if side is None or (right.about.name, other_side(side)) in present:
         return None
-    wrong = right.said_of(replace(right.about, side=_other(side)))
+    wrong = right.said_of(replace(right.about, side=other_side(side)))
     if "middle" in right.text or "中叶" in right.text:  # on the left it would read otherwise
         return None
     return Mistake(wrong.text, Verdict("direction", right.text), wrong.about)
@@ -209,10 +209,6 @@ def misspell(word: str, rng: np.random.Generator) -> str:
             wrong = word[:i] + word[i] + word[i:]
         if wrong != word:
             return wrong
-
-
-def _other(side: Side) -> Side:
-    return "left" if side == "right" else "right"
 
 
 _ALTER: dict[ErrorType, _Change] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multimodal.prompts import NamedFinding, Side
+from multimodal.prompts import NamedFinding, Side, sided_keys
 
 # (name, has sides); the order is that of the finding head's channels
 FINDINGS: tuple[tuple[str, bool], ...] = (
@@ -98,11 +98,7 @@ def random_phantom(rng: np.random.Generator, lesions: list[Key] | None = None) -
 
 
 def _random_keys(rng: np.random.Generator) -> list[Key]:
-    keys: list[Key] = [
-        (name, side)
-        for name, sided in FINDINGS
-        for side in (("right", "left") if sided else (None,))
-    ]
+    keys = sided_keys(FINDINGS)
     count = rng.choice(5, p=[0.2, 0.25, 0.25, 0.2, 0.1])
     chosen = [keys[i] for i in rng.permutation(len(keys))[:count]]
     # fluid and air of one side would hide each other: keep the first of them

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multimodal.prompts import NamedFinding, Side
+from multimodal.prompts import NamedFinding, Side, sided_keys
 from multimodal.training.world.phantom import FINDINGS
 from multimodal.training.world.wording import (
     HEADINGS,
@@ -130,11 +130,7 @@ def format_size(size_mm: float | None, in_cm: bool) -> str:
 
 def all_keys(vocabulary: Vocabulary = PHANTOM) -> list[Key]:
     """Every (finding, side) there is."""
-    return [
-        (name, side)
-        for name, sided in vocabulary.findings
-        for side in (("right", "left") if sided else (None,))
-    ]
+    return sided_keys(vocabulary.findings)
 
 
 def absent_keys(truth: Sequence[NamedFinding], vocabulary: Vocabulary = PHANTOM) -> list[Key]:
