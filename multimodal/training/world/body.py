@@ -105,8 +105,8 @@ def draw_table(canvas: Canvas, depth: float) -> None:
     below = canvas.py * side - sag
     board = (np.abs(below - 12) < 14) & (np.abs(canvas.px) < 215)
     shell = board & (np.abs(np.abs(below - 12) - 12.5) < 1.5)
-    canvas.hu[:, board] = -940.0
-    canvas.hu[:, shell] = -250.0
+    canvas.stand(board, -940.0)
+    canvas.stand(shell, -250.0)
 
 
 @dataclass(frozen=True)
@@ -128,24 +128,17 @@ class Spine:
         bone, disc = np.abs(phase - 0.5) < 0.37, np.abs(phase - 0.5) > 0.43
         body = canvas.column((0, self.y), self.radii) < 1
         core = canvas.column((0, self.y), (self.radii[0] - 2, self.radii[1] - 2)) < 1
-        canvas.hu[:, body] = density + 170
-        canvas.hu[np.ix_(np.flatnonzero(bone), *map(np.arange, core.shape))] = np.where(
-            core, density, canvas.hu[bone]
-        )
-        canvas.hu[np.ix_(np.flatnonzero(disc), *map(np.arange, body.shape))] = np.where(
-            body, 85.0, canvas.hu[disc]
-        )
+        canvas.stand(body, density + 170)
+        canvas.stand(core, density, bone)
+        canvas.stand(body, 85.0, disc)
         rx, ry = self.radii
         arch = canvas.column((0, self.y + ry + 8), (15, 12)) < 1
         canal = canvas.column((0, self.y + ry + 8), (10, 8.5)) < 1
         wings = canvas.column((0, self.y + ry + 10), (rx + 17, 5)) < 1
         thorn = canvas.column((0, self.y + ry + 32), (4, 17)) < 1
-        whole = np.flatnonzero(bone)[:, None, None]
-        for part in (wings, thorn):
-            rows, columns = np.nonzero(part)
-            canvas.hu[whole[:, :, 0], rows[None], columns[None]] = density + 130
-        canvas.hu[:, arch] = density + 220
-        canvas.hu[:, canal] = 32.0
+        canvas.stand(wings | thorn, density + 130, bone)
+        canvas.stand(arch, density + 220)
+        canvas.stand(canal, 32.0)
 
 
 def smooth_step(values: np.ndarray, start: float, stop: float) -> np.ndarray:

@@ -39,7 +39,7 @@ class Canvas:
 
     def __init__(self, scan: Scan) -> None:
         z, y, x = scan.axes_mm()
-        c, s = np.cos(scan.tilt), np.sin(scan.tilt)
+        c, s = np.float32(np.cos(scan.tilt)), np.float32(np.sin(scan.tilt))  # the maps stay float32
         x0, y0 = x[None] - scan.shift_mm[0], y[:, None] - scan.shift_mm[1]
         self.scan, self.z = scan, z
         self.px, self.py = c * x0 + s * y0, c * y0 - s * x0
@@ -80,8 +80,10 @@ class Canvas:
     ) -> np.ndarray:
         """A mask of the canvas: a superellipse whose radii differ from slice to slice."""
         u, v = np.abs(self.px) ** power, np.abs(self.py - y) ** power
-        a, b = (np.power(r, -power).astype(np.float32) for r in (half_width, half_depth))
-        return u[None] * a[:, None, None] + v[None] * b[:, None, None] < 1
+        radii, which = np.unique([half_width, half_depth], axis=1, return_inverse=True)
+        a, b = (np.power(radii, -power).astype(np.float32))[..., None, None]
+        inside: np.ndarray = (u * a + v * b < 1)[which]  # many slices share their radii
+        return inside
 
     def ball(
         self,
@@ -91,8 +93,8 @@ class Canvas:
         rough: np.ndarray | None = None,
     ) -> Patch:
         """An ellipsoid, turned in the slice by `turn`; `rough` is a small cube of bumps."""
-        radii = np.asarray(radii, float)
-        centre = np.asarray(centre, float)
+        radii = np.asarray(radii, np.float32)
+        centre = np.asarray(centre, np.float32)
         wide = 1.0 if rough is None else 1.0 + float(np.abs(rough).max())
         reach = radii if turn == 0 else np.array([max(radii[:2])] * 2 + [radii[2]])
         box = self.box(centre, reach * wide)
@@ -107,7 +109,8 @@ class Canvas:
 
     def rod(self, start: ArrayLike, stop: ArrayLike, radii: tuple[float, float]) -> Patch:
         """A round rod between two points, its radius changing from one to the other."""
-        start, along = np.asarray(start, float), np.subtract(stop, start)
+        start = np.asarray(start, np.float32)
+        along = np.asarray(stop, np.float32) - start
         most = max(radii)
         box = self.box(start + along / 2, np.abs(along) / 2 + most)
         z = self.z[box[0]][:, None, None]
@@ -131,6 +134,12 @@ class Canvas:
         box, mask = (shape.box, shape.mask) if isinstance(shape, Patch) else ((), shape)
         np.copyto(self.hu[box], np.float32(hu), where=mask)
 
+    def stand(self, column: np.ndarray, hu: float, slices: np.ndarray | None = None) -> None:
+        """Set the value of a flat mask in every slice, or where `slices`, a mask of them, is set."""
+        rows, columns = np.nonzero(column)
+        deep = np.arange(len(self.z)) if slices is None else np.flatnonzero(slices)
+        self.hu[deep[:, None], rows, columns] = hu
+
     def add(self, shape: Patch | np.ndarray, hu: float | np.ndarray) -> None:
         """Add to the values of a shape; what lies in it stays visible."""
         box, mask = (shape.box, shape.mask) if isinstance(shape, Patch) else ((), shape)
@@ -147,7 +156,7 @@ class Canvas:
         """A smooth random field over the canvas, of spread one, its bumps about `cell_mm` wide."""
         size = np.multiply(self.hu.shape, self.scan.spacing_mm)
         cells = np.maximum(np.rint(size / cell_mm).astype(int), 2)
-        return 1.6 * stretch(rng.standard_normal(cells), self.hu.shape)
+        return stretch(1.6 * rng.standard_normal(cells), self.hu.shape)
 
 
 def stretch(cube: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -161,9 +161,7 @@ class Chest:
             canvas.paint(canvas.rod(middle, tip, (7.0, 6.0)), self.bone_hu + 260)
         bone = canvas.column((0, -1.02 * deep), (17, 6)) < 1
         rows = (canvas.z > -0.35 * self.half) & (canvas.z < 0.72 * self.half)
-        canvas.hu[np.ix_(rows, *map(np.arange, bone.shape))] = np.where(
-            bone, self.bone_hu + 60, canvas.hu[rows]
-        )
+        canvas.stand(bone, self.bone_hu + 60, rows)
 
     def _ribs(self, canvas: Canvas) -> np.ndarray:
         """Twelve slanting bows on the cage; returns the mask of what is inside."""
@@ -194,22 +192,20 @@ class Chest:
         """Both lungs, darker at the front; fissures as thin lines."""
         wide, deep = self.cage
         middle = canvas.column((0, -0.1 * deep), (0.17 * wide, 1.25 * deep), 3.0) < 1
-        grain = canvas.texture(rng, 14.0)
+        value = self.lung_hu + 0.35 * canvas.up * canvas.py + 14.0 * canvas.texture(rng, 14.0)
+        z, thick = canvas.z[:, None, None], canvas.scan.spacing_mm[0]
         masks = {}
         for side, sign in (("right", -1), ("left", 1)):
             lung = self.lung(sign)
             bow = 1 - ((canvas.px - lung.centre[0]) / (1.2 * lung.radii[0])) ** 2
             bow -= (canvas.py / (1.1 * lung.radii[1])) ** 2
-            dome = lung.dome[0] + lung.dome[1] * bow
+            dome = (lung.dome[0] + lung.dome[1] * bow).astype(np.float32)
             flat = (sign * canvas.px > 0) & ~middle
-            mask = cage & flat[None] & (canvas.z[:, None, None] > dome[None])
-            value = self.lung_hu + 0.35 * canvas.up * canvas.py[None] + 14.0 * grain
+            mask = cage & flat & (z > dome)
             np.copyto(canvas.hu, value, where=mask)
-            oblique = lung.oblique(canvas.py)[None] + 5 * np.sin(canvas.px / 40)
-            line = np.abs(canvas.z[:, None, None] - oblique) < max(
-                0.9, 0.5 * canvas.scan.spacing_mm[0]
-            )
-            if canvas.scan.spacing_mm[0] < 3.0:
+            if thick < 3.0:
+                oblique = lung.oblique(canvas.py) + 5 * np.sin(canvas.px / 40)
+                line = np.abs(z - oblique.astype(np.float32)) < max(0.9, 0.5 * thick)
                 canvas.add(line & mask, 110.0)
             masks[side] = mask
         return masks

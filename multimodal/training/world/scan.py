@@ -120,8 +120,11 @@ def finish(hu: np.ndarray, scan: Scan, rng: np.random.Generator) -> np.ndarray:
     if sigma > 0.3:  # what the blur leaves of white noise, per axis
         taps = np.exp(-0.5 * (np.arange(-8, 9) / sigma) ** 2)
         kept = float(np.sum((taps / taps.sum()) ** 2))  # two axes, each the square root
-    noisy = hu + rng.standard_normal(hu.shape, np.float32) * np.float32(scan.noise_hu / kept)
+    noisy = rng.standard_normal(hu.shape, np.float32)
+    noisy *= np.float32(scan.noise_hu / kept)
+    noisy += hu
     if sigma > 0.3:
         for axis in (1, 2):
             gaussian_filter1d(noisy, sigma, axis=axis, output=noisy, mode="nearest", truncate=3.0)
-    return np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
+    np.rint(noisy, out=noisy)
+    return np.clip(noisy, -1024, 3071, out=noisy).astype(np.int16)

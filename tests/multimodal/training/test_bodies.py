@@ -114,6 +114,15 @@ def test_fluid_gathers_at_the_back_of_who_lies_on_it_and_at_the_front_of_who_lie
     assert heights[1] < -15
 
 
+def test_a_trunk_is_in_every_slice_the_superellipse_of_that_slices_radii() -> None:
+    canvas = Canvas(Scan((6, 40, 50), (10.0, 9.0, 8.0), -30.0, shift_mm=(5.0, -7.0), tilt=0.06))
+    wide, deep = np.array([90, 120, 90, 90, 60, 120.0]), np.array([70, 80, 70, 75, 50, 80.0])
+    u, v = np.abs(canvas.px.astype(float)), np.abs(canvas.py.astype(float) - 4.0)
+    told = [(u / a) ** 2.4 + (v / b) ** 2.4 < 1 for a, b in zip(wide, deep, strict=True)]
+    assert np.array_equal(canvas.trunk(wide, deep, y=4.0), told)
+    assert canvas.px.dtype == canvas.py.dtype == canvas.z.dtype == np.float32  # half the memory
+
+
 def test_a_coarser_scan_covers_the_same_field_and_looks_the_same_in_a_view() -> None:
     """Mean grey of each view's windows, and the noise left in a view, within a few levels of 255."""
     rng = np.random.default_rng(13)
