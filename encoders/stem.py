@@ -17,14 +17,19 @@ _GROUP = 16  # channels normalised together
 class ConvStem(nn.Sequential):
     """`[n, 3, h, w]` -> `[n, out, h / patch, w / patch]`."""
 
-    def __init__(self, levels: Sequence[Sequence[int]], out: int, patch: int) -> None:
+    def __init__(
+        self, levels: Sequence[Sequence[int]], out: int, patch: int, fine: int = 0
+    ) -> None:
         """Each level, (width, residual blocks), halves the picture, the first by what is left of the
-        patch; widths are multiples of 16.
+        patch; of `fine` channels beside the first convolution every two pixels are looked at. Widths are
+        multiples of 16.
         """
         layers: list[nn.Module] = []
         before, stride = 3, patch // 2 ** (len(levels) - 1)
         for width, blocks in levels:
-            layers.append(nn.Conv2d(before, width, 3 * stride // 2, stride, stride // 2))
+            whole = (before, width, 3 * stride // 2, stride, stride // 2)
+            fine_now = fine and not layers
+            layers.append(_Sharpened(fine, *whole) if fine_now else nn.Conv2d(*whole))
             layers += [_Residual(width) for _ in range(blocks)]
             layers += [nn.GroupNorm(width // _GROUP, width), nn.ReLU()]
             before, stride = width, 2
@@ -36,6 +41,30 @@ class ConvStem(nn.Sequential):
             pixels.contiguous(memory_format=torch.channels_last)
         )
         return features
+
+
+class _Sharpened(nn.Conv2d):
+    """A convolution of large steps, and beside it one of two pixels whose part is silent at first.
+
+    What is round and what is long differ by a pixel or two where a lesion is small.
+    """
+
+    def __init__(
+        self, fine: int, before: int, width: int, kernel: int, stride: int, padding: int
+    ) -> None:
+        super().__init__(before, width, kernel, stride, padding)
+        self.fine = nn.Sequential(
+            nn.Conv2d(before, fine, 3, 2, 1), nn.GroupNorm(fine // _GROUP, fine), nn.ReLU(),
+            nn.Conv2d(fine, fine, 3, 1, 1), nn.GroupNorm(fine // _GROUP, fine), nn.ReLU(),
+            nn.Conv2d(fine, width, 3, stride // 2, 1),
+        )  # fmt: skip
+        for of_last in self.fine[-1].parameters():
+            nn.init.zeros_(of_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[n, before, h, w]` -> `[n, width, h / stride, w / stride]`."""
+        seen: torch.Tensor = super().forward(x) + self.fine(x)
+        return seen
 
 
 class _Residual(nn.Module):

@@ -147,7 +147,7 @@ def tower_from_config(config: Mapping[str, Any]) -> VisionTower:
         if stem := config.get("stem"):
             any_vit: Any = vit
             patch = config["arch"]["vision_cfg"]["patch_size"]
-            any_vit.conv1 = ConvStem(stem, config["width"], patch)
+            any_vit.conv1 = ConvStem(stem, config["width"], patch, config.get("fine", 0))
     else:
         from transformers import AutoConfig, AutoModel
 
@@ -162,10 +162,12 @@ def open_clip_config(
     preprocess: Preprocess,
     *,
     stem: Sequence[tuple[int, int]] = (),
+    fine: int = 0,
 ) -> dict[str, Any]:
     """The tower config of an open_clip ViT given by its `vision_cfg` (for towers made here).
 
-    `stem` lists the levels of a `ConvStem`, which together divide a side by the patch size.
+    `stem` lists the levels of a `ConvStem`, which together divide a side by the patch size; `fine` are
+    its channels that look at every two pixels.
     """
     grid = vision_cfg["image_size"] // vision_cfg["patch_size"]
     if stem and vision_cfg["patch_size"] % 2 ** len(stem):
@@ -175,6 +177,7 @@ def open_clip_config(
         )
     return {
         "stem": [list(level) for level in stem],
+        "fine": fine,
         "library": "open_clip",
         "arch": {"embed_dim": embed_dim, "vision_cfg": dict(vision_cfg)},
         "width": vision_cfg["width"],

@@ -25,7 +25,8 @@ from multimodal.training.world.worlds import World
 class Size:
     """Widths and depths of the three networks, and the pictures they see.
 
-    `factor` squared patches make a token; `stem` lists levels of (width, residual blocks).
+    `factor` squared patches make a token; `stem` lists levels of (width, residual blocks), `fine`
+    the channels beside it that look at every two pixels.
     """
 
     tower_width: int
@@ -36,13 +37,14 @@ class Size:
     frame: Frame
     factor: int
     stem: tuple[tuple[int, int], ...]
+    fine: int = 0
 
 
 _STEM = ((64, 1), (64, 2), (128, 1))
 _LONG = ((32, 0), (64, 2), (128, 1), (192, 1))
 SIZES = {
-    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-fine", 12), 4, _STEM),
-    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-fine", 12), 4, _STEM),
+    "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-fine", 12), 4, _STEM, 16),
+    "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-fine", 12), 4, _STEM, 16),
     "base": Size(256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, _LONG),  # 59 MB
 }
 HEAD_WIDTH = 64  # attention of 32 takes twice as long, on a CPU as on a GPU
@@ -104,7 +106,7 @@ def vision_config(size: Size) -> dict[str, Any]:
     }  # fmt: skip
     half = (0.5, 0.5, 0.5)
     prepare = Preprocess(pixels, half, half)
-    return open_clip_config(arch, size.tower_width, prepare, stem=size.stem)
+    return open_clip_config(arch, size.tower_width, prepare, stem=size.stem, fine=size.fine)
 
 
 def audio_config(size: Size) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
     """A tower of `config` that sees what `old` sees in the same picture of fewer pixels.
 
     Both have stems; the new one's levels are as many, each as wide or wider, with as many residual
-    blocks or more, the first one's stride the same or a multiple. All else is alike.
+    blocks or more, with as many fine channels or more, the first one's stride the same or, where there
+    are none, a multiple. All else is alike.
 
     Raises:
         IncompatibleModel: this is not so.
@@ -48,7 +49,7 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
         blocks = max(len(before) - 2, 1)  # a convolution and its blocks, then norm and ReLU
         pairs = [*zip(before[:blocks], after[:blocks], strict=True)]
         for one, other in [*pairs, *zip(before[blocks:], after[-2:], strict=False)]:
-            for small, large in zip(one.modules(), other.modules(), strict=True):
+            for small, large in zip(one.modules(), other.modules(), strict=False):
                 _take(small, large)
     return new
 
@@ -66,6 +67,8 @@ def _fits(small: Mapping[str, Any], large: Mapping[str, Any]) -> bool:
         arches[0] == arches[1]
         and after % before == 0
         and len(small["stem"]) == len(large["stem"])
+        and small.get("fine", 0) <= large.get("fine", 0)
+        and (before == after or not small.get("fine"))  # its small kernels cannot be spread
         and all(a <= b for one, other in levels for a, b in zip(one, other, strict=True))
     )
 

@@ -15,45 +15,52 @@ from multimodal.training.growth import grown, see_as
 from multimodal.training.world.worlds import WORLDS
 
 COARSE = replace(
-    SIZES["small"], frame=Frame("crossread-ct-thin", 12), stem=((32, 0), (64, 2), (128, 1))
+    SIZES["small"], frame=Frame("crossread-ct-thin", 12), stem=((32, 0), (64, 2), (128, 1)), fine=0
 )
+FINE = replace(COARSE, fine=16)
 
 
 @pytest.mark.parametrize(
-    "after",
+    ("before", "after"),
     [
-        SIZES["small"],
-        COARSE,
-        replace(COARSE, stem=((48, 2), (80, 3), (144, 1))),
-        replace(SIZES["small"], stem=COARSE.stem),
+        (COARSE, SIZES["small"]),
+        (COARSE, COARSE),
+        (COARSE, replace(COARSE, stem=((48, 2), (80, 3), (144, 1)))),
+        (COARSE, replace(SIZES["small"], stem=COARSE.stem)),
+        (COARSE, FINE),
+        (FINE, FINE),
+        (FINE, replace(COARSE, fine=48, stem=((48, 2), (64, 3), (128, 1)))),
     ],
-    ids=["as shipped", "nothing new", "wider and deeper", "sharper alone"],
-)
-def test_a_grown_tower_sees_what_it_saw_before(after: Size) -> None:
+    ids=["as shipped", "nothing new", "wider and deeper", "sharper alone", "finer", "as fine",
+         "finer still and wider"],
+)  # fmt: skip
+def test_a_grown_tower_sees_what_it_saw_before(before: Size, after: Size) -> None:
     torch.manual_seed(0)
-    before = tower_from_config(vision_config(COARSE)).eval()
-    for parameter in before.parameters():  # as trained ones are: no part is still silent
+    small = tower_from_config(vision_config(before)).eval()
+    for parameter in small.parameters():  # as trained ones are: no part is still silent
         parameter.data += 0.02 * torch.randn_like(parameter)
     pixels = torch.randn(2, 3, 96, 96)
     times = after.frame.size // 96
     sharper = pixels.repeat_interleave(times, 2).repeat_interleave(times, 3)
-    tower = grown(before, vision_config(after)).eval()
+    tower = grown(small, vision_config(after)).eval()
     with torch.no_grad():
-        torch.testing.assert_close(tower(sharper), before(pixels), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tower(sharper), small(pixels), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "after",
+    ("size", "after"),
     [
-        SIZES["medium"],
-        SIZES["base"],
-        replace(COARSE, stem=((32, 0), (48, 2), (128, 1))),
-        replace(COARSE, stem=((32, 0), (64, 1), (128, 1))),
+        (COARSE, SIZES["medium"]),
+        (COARSE, SIZES["base"]),
+        (COARSE, replace(COARSE, stem=((32, 0), (48, 2), (128, 1)))),
+        (COARSE, replace(COARSE, stem=((32, 0), (64, 1), (128, 1)))),
+        (FINE, COARSE),
+        (FINE, SIZES["small"]),
     ],
-    ids=["other width", "other grid", "narrower", "shallower"],
+    ids=["other width", "other grid", "narrower", "shallower", "less fine", "fine and sharper"],
 )
-def test_what_a_tower_cannot_grow_into_is_refused_with_a_reason(after: Size) -> None:
-    before = tower_from_config(vision_config(COARSE))
+def test_what_a_tower_cannot_grow_into_is_refused_with_a_reason(size: Size, after: Size) -> None:
+    before = tower_from_config(vision_config(size))
     with pytest.raises(IncompatibleModel, match="cannot go on as this size"):
         grown(before, vision_config(after))
 
