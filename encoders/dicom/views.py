@@ -290,14 +290,19 @@ class _Frame:
         import torch
         from torch.nn.functional import interpolate
 
+        out = np.full((self.size, self.size), air, np.float32)
+        inside = out[self.top : self.top + self.height, self.left : self.left + self.width]
+        lowest = hu.min()
+        if lowest == hu.max():
+            inside[:] = lowest
+            return out
         target = (self.height, self.width)
         source = torch.from_numpy(np.ascontiguousarray(hu))[None, None]
         if hu.shape[0] >= target[0] and hu.shape[1] >= target[1]:
             resized = interpolate(source, target, mode="area")
         else:
             resized = interpolate(source, target, mode="bilinear", antialias=True)
-        out = np.full((self.size, self.size), air, np.float32)
-        out[self.top : self.top + self.height, self.left : self.left + self.width] = resized[0, 0]
+        inside[:] = resized[0, 0]
         return out
 
     def geometry(

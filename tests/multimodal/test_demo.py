@@ -77,6 +77,9 @@ def test_its_stated_probabilities_were_calibrated_and_its_card_tells_what_is_lef
     assert measured["seeing"]["report ECE"] < 0.03
     weights = config["review_weights"]
     assert min(weights["said"], weights["seen"]) > 0  # both are heeded
+    assert min(weights["measure"]["words"], weights["measure"]["spread"]) > 0.01
+    assert "nodule" in weights["measure"]["names"]
+    assert "pneumothorax" not in weights["measure"]["names"]
     assert all(added < 0.5 for added in weights["verdicts"].values())
 
 
