@@ -40,7 +40,7 @@ class Size:
     fine: int = 0
 
 
-_STEM = ((64, 1), (64, 2), (128, 1))
+_STEM = ((64, 2), (64, 2), (128, 1))
 _LONG = ((32, 0), (64, 2), (128, 1), (192, 1))
 SIZES = {
     "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-fine", 12), 4, _STEM, 16),
