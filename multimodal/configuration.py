@@ -25,6 +25,7 @@ class MultimodalConfig(PreTrainedConfig):
         view_profile: name in `encoders.dicom.views.PROFILES` that turns a volume into pictures.
         view_size: side of those pictures in pixels.
         findings: [name, has sides] pairs the finding head knows; empty without such a head.
+        neighbours: width of what patches learn from those around them before it; 0 for nothing.
         sparsity: `multimodal.sparse.SparsityConfig` as a dict, None for a dense backbone.
         choice_calibration: of given choices, by the first of them: a temperature that divides their
             scores (Guo et al. 2017) and an offset that is then added to the first one's (Platt 1999),
@@ -49,6 +50,7 @@ class MultimodalConfig(PreTrainedConfig):
     view_profile: str = "crossread-ct"
     view_size: int = 96
     findings: list[Any] | None = None
+    neighbours: int = 0
     sparsity: dict[str, Any] | None = None
     choice_calibration: dict[str, tuple[float, float]] | None = None
     review_weights: dict[str, Any] | None = None

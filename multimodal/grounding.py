@@ -32,11 +32,11 @@ def locate_regions(
         geometry: `[views, 11]`.
         sources: one per view.
     """
-    presence, _ = model.finding_head(features)
-    _, log_size = model.region_head(model.see_regions(features, geometry))
+    seen, patches = model.see_patches(features)
+    _, log_size = model.region_head(model.gather(seen, patches, geometry))
     grid, view_size = model.vision_tower.grid, model.config.view_size
     x_mm = token_centres_mm(geometry, grid, view_size)[..., 0].cpu().numpy()
-    probability = presence.sigmoid().cpu().numpy()
+    probability = patches[0].sigmoid().cpu().numpy()
     sizes = log_size.exp().tolist()
     names = [name for name, _ in model.config.findings]
     found = []

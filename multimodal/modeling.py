@@ -31,6 +31,7 @@ from multimodal.configuration import MultimodalConfig
 from multimodal.projectors import (
     AudioProjector,
     FindingHead,
+    Neighbours,
     RegionHead,
     RegionProjector,
     Regions,
@@ -100,6 +101,8 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 names = [name for name, _ in config.findings]
                 # no buffer: from_pretrained builds modules without storage
                 self.regions = [(names.index(name), _SIGNS[side]) for name, side in config.regions]
+                if config.neighbours:
+                    self.neighbours = Neighbours(tower.width, config.neighbours)
                 self.finding_head = FindingHead(tower.width, len(names))
                 self.region_head = RegionHead(tower.width, len(self.regions))
                 self.region_projector = RegionProjector(tower.width, hidden, len(self.regions))
@@ -173,10 +176,27 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def see_regions(self, features: torch.Tensor, geometry: torch.Tensor) -> Regions:
         """What one study's patches say of every region."""
+        return self.gather(*self.see_patches(features), geometry)
+
+    def see_patches(
+        self, features: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """One study's tower features -> the same among their neighbours, and what they show."""
+        if self.config.neighbours:
+            features = self.neighbours(features, self.vision_tower.grid)
+        return features, self.finding_head(features)
+
+    def gather(
+        self,
+        features: torch.Tensor,
+        patches: tuple[torch.Tensor, torch.Tensor],
+        geometry: torch.Tensor,
+    ) -> Regions:
+        """One study's patches, as `see_patches` sees them, as its regions."""
         frame = (geometry, self.vision_tower.grid, self.config.view_size)
         return gather_regions(
-            features, self.finding_head(features), token_centres_mm(*frame),
-            patch_volumes_mm3(*frame), regions=self.regions,
+            features, patches, token_centres_mm(*frame), patch_volumes_mm3(*frame),
+            regions=self.regions,
         )  # fmt: skip
 
     def embed(

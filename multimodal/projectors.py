@@ -126,6 +126,39 @@ class AudioProjector(nn.Module):
         return self.mlp(padded.view(-1, self.stack * frames.shape[1]))
 
 
+class Neighbours(nn.Module):
+    """What a patch learns from those around it in its view and in the views below and above.
+
+    A vessel that runs through a slice is as round there as a nodule, and so is the cap of a mass: the next
+    view tells them apart. Adds nothing at first.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Linear(width, 4 * hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, width)
+        for of_last in self.out.parameters():
+            nn.init.zeros_(of_last)
+
+    def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """One study's views from below to above, `[n, patches, width]`, shape kept."""
+        own, around, below, above = self.first(self.norm(features)).chunk(4, dim=-1)
+        inside = own + _around(around, grid)
+        inside[1:] += (below + _around(below, grid))[:-1]
+        inside[:-1] += (above + _around(above, grid))[1:]
+        inside = nn.functional.gelu(inside)
+        changed: torch.Tensor = self.out(inside + nn.functional.gelu(self.second(inside)))
+        return features + changed
+
+
+def _around(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The mean of each patch and the eight about it: `[n, patches, width]`, shape kept."""
+    picture = patches.transpose(1, 2).unflatten(2, grid)
+    return nn.functional.avg_pool2d(picture, 3, 1, 1).flatten(2).transpose(1, 2)
+
+
 class FindingHead(nn.Module):
     """Which patch shows which finding, and how large it is.
 

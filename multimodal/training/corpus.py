@@ -99,6 +99,7 @@ class Corpus:
         geometry: float32 `[studies, views, 11]`.
         cover: uint8 0..255 `[studies, views, patches, F]`, the share of a patch a mask covers in its
             slab's maximum.
+        size_mm: float32 `[studies, F]`, NaN where a finding has no one size that is stated.
         truth: what each study shows.
         vocabulary: what may be said of each.
     """
@@ -111,7 +112,7 @@ class Corpus:
         self.num_views = self.views.shape[1]
         self.geometry = np.load(folder / "geometry.npy", mmap_mode="r")
         self.cover = np.load(folder / "cover.npy", mmap_mode="r")
-        self._size = np.load(folder / "size_mm.npy", mmap_mode="r")
+        self.size_mm = np.load(folder / "size_mm.npy", mmap_mode="r")
         self.truth: list[list[NamedFinding]] = []
         self.vocabulary: list[Vocabulary] = []
         vocabularies = {v.region: v for v in self.world.vocabularies}
@@ -163,7 +164,7 @@ class Corpus:
             mirrored.tolist(),
             torch.from_numpy(views),
             torch.from_numpy(cover).float() / 255.0,
-            torch.from_numpy(self._size[studies]),
+            torch.from_numpy(self.size_mm[studies]),
         )
 
     def _showing(self) -> dict[int, np.ndarray]:

@@ -26,7 +26,8 @@ class Size:
     """Widths and depths of the three networks, and the pictures they see.
 
     `factor` squared patches make a token; `stem` lists levels of (width, residual blocks), `fine`
-    the channels beside it that look at every two pixels.
+    the channels beside it that look at every two pixels; `neighbours` is the width of what patches
+    learn from those around them.
     """
 
     tower_width: int
@@ -38,6 +39,7 @@ class Size:
     factor: int
     stem: tuple[tuple[int, int], ...]
     fine: int = 0
+    neighbours: int = 128
 
 
 _STEM = ((64, 2), (64, 2), (128, 1))
@@ -149,6 +151,7 @@ def build_demo(
         view_profile=sizes.frame.profile,
         view_size=sizes.frame.size,
         findings=list(world.findings),
+        neighbours=sizes.neighbours,
         sparsity=SparsityConfig().to_dict(),
         tie_word_embeddings=True,
     )
@@ -164,10 +167,10 @@ def build_demo(
 def begin_head(model: MultimodalForConditionalGeneration) -> None:
     """Start from seeing nothing anywhere: few patches show anything. A study shows what they do."""
     model.finding_head.linear.bias[: len(model.config.findings)] = -3.0
-    head = model.region_head
-    nn.init.normal_(head.name.weight, 0.0, 0.1)
-    nn.init.zeros_(head.out.weight)
-    nn.init.zeros_(head.out.bias)
+    nn.init.normal_(model.region_head.name.weight, 0.0, 0.1)
+    for last in (model.neighbours.out, model.region_head.out):
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
 
 @torch.no_grad()

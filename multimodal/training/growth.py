@@ -15,13 +15,17 @@ from torch import nn
 from encoders.errors import IncompatibleModel
 from encoders.vision import VisionTower, tower_from_config
 from multimodal.modeling import MultimodalForConditionalGeneration
+from multimodal.projectors import Neighbours
 from multimodal.training.demo_model import Size, vision_config
 
 
 def see_as(model: MultimodalForConditionalGeneration, size: Size) -> None:
-    """Let a model go on with the pictures and the tower of a size, in place."""
+    """Let a model go on with the pictures, the tower and the neighbours of a size, in place."""
     model.config.vision_config = vision_config(size)
     model.vision_tower = grown(model.vision_tower, model.config.vision_config)
+    if size.neighbours and not model.config.neighbours:
+        model.config.neighbours = size.neighbours
+        model.neighbours = Neighbours(size.tower_width, size.neighbours)
     model.config.view_profile, model.config.view_size = size.frame.profile, size.frame.size
 
 

@@ -74,26 +74,38 @@ class Heard:
 Batch = tuple[Packed, Seen] | Heard
 
 
-def encode_corpus(model: MultimodalForConditionalGeneration, work_dir: Path) -> np.ndarray:
-    """Tower features of every study, float16 `[studies, views, patches, width]`; computed once."""
+def encode_corpus(
+    model: MultimodalForConditionalGeneration,
+    work_dir: Path,
+    *,
+    crowded: bool = False,
+    most: int | None = None,
+) -> np.ndarray:
+    """Tower features of every study, float16 `[studies, views, patches, width]`; computed once.
+
+    Args:
+        crowded: of the crowded corpus.
+        most: of no more than that many studies, the first.
+    """
     from numpy.lib.format import open_memmap
     from tqdm import tqdm
 
-    corpus = open_corpus(work_dir)
-    file, mark = work_dir / "features.npy", work_dir / "features.done"
+    corpus, name = open_corpus(work_dir, crowded=crowded), ("features", "crowd_features")[crowded]
+    file, mark = work_dir / f"{name}.npy", work_dir / f"{name}.done"
     if mark.is_file():
         return np.load(file, mmap_mode="r")
     tower = model.vision_tower.eval()
     device = next(tower.parameters()).device
     patches = tower.grid[0] * tower.grid[1]
-    shape = (corpus.num_studies, corpus.num_views, patches, tower.width)
+    num_studies = min(corpus.num_studies, most or corpus.num_studies)
+    shape = (num_studies, corpus.num_views, patches, tower.width)
     if ranks.rank() == 0:
         open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
     ranks.wait()
     features = np.load(file, mmap_mode="r+")
     with torch.inference_mode():
         for i in tqdm(
-            range(ranks.rank(), corpus.num_studies, ranks.count()), desc="encode", mininterval=10
+            range(ranks.rank(), num_studies, ranks.count()), desc="encode", mininterval=10
         ):
             pixels = torch.from_numpy(np.array(corpus.views[i])).to(device)
             features[i] = tower(tower.preprocess.normalise(pixels)).half().cpu().numpy()
@@ -128,7 +140,7 @@ def train_language(
     torch.manual_seed(seed)
     frozen: tuple[str, ...] = ("audio_tower", "region_head")  # nothing here tells it sizes
     if not together:
-        frozen += ("vision_tower", "finding")
+        frozen += ("vision_tower", "neighbours", "finding")
     trainable(model, lambda name: not name.startswith(frozen))
     packer = Packer(processor, model, corpus, features, speech)
 

@@ -32,6 +32,7 @@ from multimodal.prompts import NamedFinding, other_side
 from multimodal.training import ranks
 from multimodal.training.audio_pretraining import speak_corpus, train_audio
 from multimodal.training.calibration import calibrate
+from multimodal.training.context import train_context
 from multimodal.training.corpus import (
     HELD_OUT,
     Corpus,
@@ -58,6 +59,7 @@ STAGES = (
     "speech",
     "vision",
     "audio",
+    "context",
     "regions",
     "language",
     "together",
@@ -104,6 +106,7 @@ class Recipe:
     utterances: int = 4000
     vision_steps: int = 3000
     audio_steps: int = 2400
+    context_steps: int = 800
     region_steps: int = 500
     language_steps: int = 3600
     together_steps: int = 0
@@ -167,7 +170,7 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)
     for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
-                       (model.region_head, "regions"), (model, "language"), (model, "together"),
+                       (model.neighbours, "context"), (model.region_head, "regions"), (model, "language"), (model, "together"),
                        (_hears(model), "hearing")):  # fmt: skip
         weights = recipe.work / f"{name}.safetensors"
         if weights.is_file():
@@ -234,6 +237,14 @@ def _audio(
           lambda: train_audio(model.audio_tower, speech, recipe.work, schedule))  # fmt: skip
 
 
+def _context(
+    recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
+) -> None:
+    schedule = recipe.schedule(recipe.context_steps, 2e-3, 6)
+    _once(recipe.work, "context", model.neighbours,
+          lambda: train_context(model, recipe.work, schedule))  # fmt: skip
+
+
 def _regions(
     recipe: Recipe, model: MultimodalForConditionalGeneration, processor: MultimodalProcessor
 ) -> None:
@@ -283,6 +294,7 @@ def _save(
 _RUN = {
     "vision": _vision,
     "audio": _audio,
+    "context": _context,
     "regions": _regions,
     "language": _language,
     "together": _together,

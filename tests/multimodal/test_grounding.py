@@ -24,8 +24,8 @@ def _model(presence: torch.Tensor, sizes_mm: Sequence[float] = (1.0, 1.0, 1.0)) 
     return SimpleNamespace(
         config=config,
         vision_tower=SimpleNamespace(grid=GRID),
-        finding_head=lambda features: (presence, torch.zeros_like(presence)),
-        see_regions=lambda features, geometry: (features, geometry),
+        see_patches=lambda features: (features, (presence, torch.zeros_like(presence))),
+        gather=lambda features, patches, geometry: (features, patches, geometry),
         region_head=lambda seen: (torch.zeros(3), torch.tensor(sizes_mm).log()),
     )
 

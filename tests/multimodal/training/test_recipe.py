@@ -73,7 +73,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Recipe:
         monkeypatch.setattr(module, name, value)
     return recipe.Recipe(
         work=tmp_path / "work", out=tmp_path / "out", studies=20, crowd=12, utterances=40, coarser=6.0,
-        vision_steps=2, audio_steps=2, region_steps=2, language_steps=4, together_steps=2,
+        vision_steps=2, audio_steps=2, context_steps=2, region_steps=2, language_steps=4, together_steps=2,
         hearing_steps=2,
         num_workers=2,
     )  # fmt: skip
@@ -89,7 +89,13 @@ def test_the_recipe_makes_a_checkpoint_that_reads_and_hears(
 
     The stages run one after the other in runs of their own, as on a machine that is lent.
     """
-    for stages in ("corpus,speech", "vision", "audio,regions", "language,together", "hearing,save"):
+    for stages in (
+        "corpus,speech",
+        "vision",
+        "audio,context,regions",
+        "language,together",
+        "hearing,save",
+    ):
         recipe.run(replace(small, stages=stages))
     assert not list(small.work.glob("*.new"))
     backend = load_backend(small.out)

@@ -1,0 +1,138 @@
+"""Patches among their neighbours: who tells whom, silent at first, and what is learned from the next view."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from multimodal.projectors import FindingHead, Neighbours
+from multimodal.training import context
+from multimodal.training.demo_model import SIZES, build_demo
+from multimodal.training.growth import see_as
+from multimodal.training.loop import Schedule
+from multimodal.training.world.worlds import WORLDS
+
+GRID, WIDTH, VIEWS = (5, 5), 8, 4
+
+
+def _told() -> Neighbours:
+    torch.manual_seed(0)
+    part = Neighbours(WIDTH, 16)
+    torch.nn.init.normal_(part.out.weight)
+    return part
+
+
+@pytest.mark.parametrize("view", range(VIEWS))
+@pytest.mark.parametrize("patch", [(2, 2), (0, 0), (4, 1)], ids=["inside", "corner", "edge"])
+@torch.no_grad()
+def test_a_patch_is_told_of_the_eight_about_it_and_of_the_views_below_and_above(
+    view: int, patch: tuple[int, int]
+) -> None:
+    part, features = _told(), torch.randn(VIEWS, 25, WIDTH)
+    other = features.clone()
+    other[view, 5 * patch[0] + patch[1]] += torch.randn(WIDTH)
+    changed = (part(other, GRID) != part(features, GRID)).any(-1).view(VIEWS, *GRID)
+    v, r, c = torch.meshgrid(*map(torch.arange, (VIEWS, *GRID)), indexing="ij")
+    near = ((v - view).abs() <= 1) & ((r - patch[0]).abs() <= 1) & ((c - patch[1]).abs() <= 1)
+    assert torch.equal(changed, near)
+
+
+@torch.no_grad()
+def test_what_is_below_is_not_what_is_above() -> None:
+    part, features = _told(), torch.randn(3, 25, WIDTH)
+    upside_down = part(features.flip(0), GRID).flip(0)
+    assert not torch.allclose(part(features, GRID), upside_down, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_model_that_goes_on_sees_at_first_what_it_saw_without_neighbours() -> None:
+    alone = replace(SIZES["small"], neighbours=0)
+    model, _ = build_demo(WORLDS["body"])
+    features = torch.randn(VIEWS, 144, model.vision_tower.width)
+    geometry = torch.zeros(VIEWS, 11)
+    geometry[:, 3] = geometry[:, 7] = geometry[:, 9] = 1.0
+    before = model.see_regions(features, geometry)
+    del model.neighbours
+    model.config.neighbours = 0
+    without = model.see_regions(features, geometry)
+    see_as(model, alone)
+    assert not hasattr(model, "neighbours")
+    see_as(model, SIZES["small"])
+    for seen in (before, without):
+        after = model.see_regions(features, geometry)
+        assert torch.equal(after.logit, seen.logit)
+        assert torch.equal(after.features, seen.features)
+    learned = model.neighbours
+    see_as(model, SIZES["small"])
+    assert model.neighbours is learned  # it is not begun anew
+
+
+class _World:
+    """Studies in which a patch shows a finding if the same patch of the next view is bright."""
+
+    num_studies, world = 90, SimpleNamespace(findings=[("nodule", True)])
+
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self.features = torch.randn(self.num_studies, VIEWS, 25, WIDTH)
+        bright = self.features[..., 0] > 1.0
+        cover = torch.zeros_like(bright)
+        cover[:, :-1] = bright[:, 1:]
+        self.cover = (255 * cover[..., None]).byte().numpy()
+        self.size_mm = np.full((self.num_studies, 1), np.nan, np.float32)
+
+    def held_out(self, num: int) -> range:
+        return range(min(num, 30))
+
+    def training(self) -> range:
+        return range(30, self.num_studies)
+
+
+class _Model(torch.nn.Module):
+    """Neighbours and a finding head that is never trained: it says what the first number says."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.neighbours, self.finding_head = Neighbours(WIDTH, 16), FindingHead(WIDTH, 1)
+        for last in self.neighbours.out.parameters():
+            torch.nn.init.zeros_(last)
+
+    def see_patches(self, study: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        seen = self.neighbours(study, GRID)
+        return seen, self.finding_head(seen)
+
+
+def test_patches_learn_from_the_next_view_what_they_do_not_show_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world, model = _World(), _Model()
+    monkeypatch.setattr(context, "open_corpus", lambda _work, crowded: world)
+    monkeypatch.setattr(
+        context, "encode_corpus", lambda _model, _work, crowded, most: world.features.numpy()
+    )
+    kept = {name: value.clone() for name, value in model.finding_head.state_dict().items()}
+
+    def told() -> tuple[float, float]:
+        """How often a held-out patch is said to show it: where it does, where it does not."""
+        with torch.no_grad():
+            logits = torch.stack([model.see_patches(x)[1][0] for x in world.features[:30]])
+        said = logits[:, :-1, :, 0] > 0
+        shown = torch.from_numpy(world.cover[:30, :-1, :, 0]) > 0
+        return float(said[shown].float().mean()), float(said[~shown].float().mean())
+
+    right, wrong = told()
+    assert abs(right - wrong) < 0.1  # nothing in a patch itself tells it
+    context.train_context(model, tmp_path, Schedule(200, 1e-2, 8, warmup=20))  # type: ignore[arg-type]
+    right, wrong = told()
+    assert right > wrong + 0.4
+    for name, value in model.finding_head.state_dict().items():
+        assert torch.equal(value, kept[name])
