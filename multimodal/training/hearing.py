@@ -1,4 +1,4 @@
-"""Stage 5: the audio tower and its projector learn to be understood by a language model left as it is.
+"""Stage 6: the audio tower and its projector learn to be understood by a language model left as it is.
 
 Nothing that is said of images can change by it, so hearing may go on learning for itself.
 """

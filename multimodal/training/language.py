@@ -1,4 +1,4 @@
-"""Stage 4: projectors and language model learn to answer about what the frozen towers see and hear.
+"""Stage 5: projectors and language model learn to answer about what the frozen towers see and hear.
 
 Tower features are computed once and kept; a last stage may train the vision tower along, its
 pictures encoded anew and its dense targets kept on. A training sequence is one study followed by many

@@ -1,4 +1,4 @@
-"""Stage 3: what a study shows of every (finding, side), and how large, from what its patches say.
+"""Stage 4: what a study shows of every (finding, side), and how large, from what its patches say.
 
 Seconds on kept features: the tower stays as it is. In: a corpus and its features. Out: the region head,
 trained in place.

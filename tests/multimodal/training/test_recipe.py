@@ -154,8 +154,8 @@ def _goes_on(small: recipe.Recipe) -> None:
     """A second recipe starts from what the first has made; stages of no steps change no weight."""
     again = replace(
         small, parent=str(small.out), out=small.out.parent / "again", work=small.work / "again",
-        vision_steps=0, audio_steps=0, region_steps=0, language_steps=0, together_steps=0,
-        hearing_steps=0,
+        vision_steps=0, audio_steps=0, context_steps=0, region_steps=0, language_steps=0,
+        together_steps=0, hearing_steps=0,
     )  # fmt: skip
     recipe.run(again)
     first, second = (load_file(r.out / "model.safetensors") for r in (small, again))
