@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-_GROUP = 16  # channels normalised together
+GROUP = 16  # channels normalised together
 
 
 class ConvStem(nn.Sequential):
@@ -29,9 +29,9 @@ class ConvStem(nn.Sequential):
         for width, blocks in levels:
             whole = (before, width, 3 * stride // 2, stride, stride // 2)
             fine_now = fine and not layers
-            layers.append(_Sharpened(fine, *whole) if fine_now else nn.Conv2d(*whole))
+            layers.append(_WithFine(fine, *whole) if fine_now else nn.Conv2d(*whole))
             layers += [_Residual(width) for _ in range(blocks)]
-            layers += [nn.GroupNorm(width // _GROUP, width), nn.ReLU()]
+            layers += [nn.GroupNorm(width // GROUP, width), nn.ReLU()]
             before, stride = width, 2
         super().__init__(*layers, nn.Conv2d(before, out, 1))
 
@@ -43,8 +43,8 @@ class ConvStem(nn.Sequential):
         return features
 
 
-class _Sharpened(nn.Conv2d):
-    """A convolution of large steps, and beside it one of two pixels whose part is silent at first.
+class _WithFine(nn.Conv2d):
+    """A convolution of large steps, and beside it steps of two pixels, silent as they are made.
 
     What is round and what is long differ by a pixel or two where a lesion is small.
     """
@@ -54,8 +54,8 @@ class _Sharpened(nn.Conv2d):
     ) -> None:
         super().__init__(before, width, kernel, stride, padding)
         self.fine = nn.Sequential(
-            nn.Conv2d(before, fine, 3, 2, 1), nn.GroupNorm(fine // _GROUP, fine), nn.ReLU(),
-            nn.Conv2d(fine, fine, 3, 1, 1), nn.GroupNorm(fine // _GROUP, fine), nn.ReLU(),
+            nn.Conv2d(before, fine, 3, 2, 1), nn.GroupNorm(fine // GROUP, fine), nn.ReLU(),
+            nn.Conv2d(fine, fine, 3, 1, 1), nn.GroupNorm(fine // GROUP, fine), nn.ReLU(),
             nn.Conv2d(fine, width, 3, stride // 2, 1),
         )  # fmt: skip
         for of_last in self.fine[-1].parameters():
@@ -73,8 +73,8 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.change = nn.Sequential(
-            nn.GroupNorm(width // _GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
-            nn.GroupNorm(width // _GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
+            nn.GroupNorm(width // GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
+            nn.GroupNorm(width // GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
         )  # fmt: skip
         for of_last in self.change[-1].parameters():
             nn.init.zeros_(of_last)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from encoders.errors import IncompatibleModel, InvalidPixels, ModelNotFound, UnknownSpec
-from encoders.stem import ConvStem
+from encoders.stem import GROUP, ConvStem
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -170,6 +170,8 @@ def open_clip_config(
     its channels that look at every two pixels.
     """
     grid = vision_cfg["image_size"] // vision_cfg["patch_size"]
+    if any(width % GROUP for width in (*(width for width, _ in stem), fine)):
+        raise IncompatibleModel(f"channels of a stem come in groups of {GROUP}; choose multiples")
     if stem and vision_cfg["patch_size"] % 2 ** len(stem):
         raise IncompatibleModel(
             f"{len(stem)} levels of convolutions make patches of a multiple of {2 ** len(stem)}"

@@ -154,7 +154,7 @@ class Neighbours(nn.Module):
 
 
 def _around(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The mean of each patch and the eight about it: `[n, patches, width]`, shape kept."""
+    """A ninth of each patch and the eight about it, nothing beyond the edge; shape kept."""
     picture = patches.transpose(1, 2).unflatten(2, grid)
     return nn.functional.avg_pool2d(picture, 3, 1, 1).flatten(2).transpose(1, 2)
 

@@ -292,7 +292,7 @@ class _Frame:
 
         out = np.full((self.size, self.size), air, np.float32)
         inside = out[self.top : self.top + self.height, self.left : self.left + self.width]
-        lowest = hu.min()
+        lowest = hu.min()  # most slices of a mask hold nothing
         if lowest == hu.max():
             inside[:] = lowest
             return out

@@ -34,11 +34,13 @@ def train_context(
     model: MultimodalForConditionalGeneration, work_dir: Path, schedule: Schedule, *, seed: int = 0
 ) -> None:
     """Train `Neighbours` in place, by what each patch of a study shows."""
+    if not schedule.steps:  # encoding for it would take longer than learning
+        return
     corpus = open_corpus(work_dir, crowded=True)
     features = encode_corpus(model, work_dir, crowded=True, most=NUM_STUDIES)
     device, part = model.device, model.neighbours
     training = np.array([i for i in corpus.training() if i < len(features)])
-    counted = torch.from_numpy(np.array(corpus.cover[:_COUNTED])).float() / 255.0
+    counted = torch.from_numpy(corpus.cover[training[:_COUNTED]]).float() / 255.0
     shown = patch_targets(counted).sum((1, 2)).mean(0).clamp(min=1 / _COUNTED).to(device)
     model.requires_grad_(False)
     part.requires_grad_(True)

@@ -16,16 +16,16 @@ from encoders.errors import IncompatibleModel
 from encoders.vision import VisionTower, tower_from_config
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.projectors import Neighbours
-from multimodal.training.demo_model import Size, vision_config
+from multimodal.training.demo_model import NEIGHBOURS, Size, vision_config
 
 
 def see_as(model: MultimodalForConditionalGeneration, size: Size) -> None:
-    """Let a model go on with the pictures, the tower and the neighbours of a size, in place."""
+    """Let a model go on with the pictures, the tower of a size, and with neighbours, in place."""
     model.config.vision_config = vision_config(size)
     model.vision_tower = grown(model.vision_tower, model.config.vision_config)
-    if size.neighbours and not model.config.neighbours:
-        model.config.neighbours = size.neighbours
-        model.neighbours = Neighbours(size.tower_width, size.neighbours)
+    if not model.config.neighbours:
+        model.config.neighbours = NEIGHBOURS
+        model.neighbours = Neighbours(size.tower_width, NEIGHBOURS)
     model.config.view_profile, model.config.view_size = size.frame.profile, size.frame.size
 
 
@@ -43,7 +43,8 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
     if not _fits(old.to_dict(), config):
         raise IncompatibleModel(
             "the parent's vision tower cannot go on as this size: its layers, width or stem differ in"
-            " more than channels, blocks and pixels; choose the size that it was trained in, or no parent"
+            " more than channels, blocks and pixels, or it has fine channels, which take no more pixels"
+            " than before; choose the size that it was trained in, or no parent"
         )
     new = tower_from_config(config)
     stem = "vit.conv1."
@@ -53,6 +54,7 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
         blocks = max(len(before) - 2, 1)  # a convolution and its blocks, then norm and ReLU
         pairs = [*zip(before[:blocks], after[:blocks], strict=True)]
         for one, other in [*pairs, *zip(before[blocks:], after[-2:], strict=False)]:
+            # a convolution that has become fine has more modules: these stay silent
             for small, large in zip(one.modules(), other.modules(), strict=False):
                 _take(small, large)
     return new

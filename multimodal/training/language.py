@@ -123,7 +123,7 @@ def train_language(
     together: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train the projectors and the backbone in place; `together` the vision tower and head too.
+    """Train the projectors and the backbone in place; `together` all that sees too.
 
     Raises:
         InvalidOption: nothing was spoken to learn from.
@@ -277,7 +277,9 @@ class Packer:
         loss = weighted_loss(logits, labels[answered], weights)
         if seen.cover is None:
             return loss
-        presence, log_size = self.model.finding_head(features)
+        studies = features.unflatten(0, (len(packed.studies), -1))
+        told = [self.model.see_patches(study)[1] for study in studies]
+        presence, log_size = (torch.cat(values) for values in zip(*told, strict=True))
         cover = move(seen.cover, self.model.device).flatten(0, 1).float() / 255.0
         unknown = torch.full_like(cover[:, 0], float("nan"))
         return loss + dense_loss(

@@ -1,7 +1,7 @@
 """The demo checkpoint from nothing: `make train-demo`, or python -m multimodal.training.recipe.
 
-World -> corpus and speech -> vision -> audio -> regions -> language -> together -> range -> folder with
-model, processor, sample study and sample report. Every stage resumes from the work folder after a kill; on
+World -> corpus and speech -> vision -> audio -> context -> regions -> language -> together -> hearing ->
+range -> folder with model, processor, sample study and sample report. Every stage resumes from the work folder after a kill; on
 a machine lent for a short while, `--stages` names those to run there.
 """
 
@@ -83,7 +83,7 @@ class Recipe:
         new_share: how far a parent's vision tower goes from what it was to what it becomes.
         stages: which to run, in order; a stage of no steps leaves its part as it is.
         world, coarser, studies: of the corpus, see `corpus.Make`.
-        crowd: studies crowded with findings, from which the vision tower learns.
+        crowd: studies crowded with findings, from which the vision tower and neighbours learn.
         first: seed of the first study; who goes on draws others than were learned from.
         size: of the networks, a name in `demo_model.SIZES`.
         rate: a factor on every stage's learning rate.

@@ -110,17 +110,21 @@ def test_open_clip_tower_gives_open_clips_own_tokens() -> None:
     torch.testing.assert_close(tower(pixels), tokens, atol=1e-6, rtol=1e-5)
 
 
-def _with_stem(levels: tuple[tuple[int, int], ...], patch: int = 8) -> dict[str, Any]:
+def _with_stem(
+    levels: tuple[tuple[int, int], ...], patch: int = 8, fine: int = 0
+) -> dict[str, Any]:
     arch = {"layers": 1, "width": 32, "head_width": 16, "patch_size": patch, "image_size": 32}
-    return open_clip_config(arch, 32, Preprocess(32, (0.5,) * 3, (0.5,) * 3), stem=levels)
+    prepare = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+    return open_clip_config(arch, 32, prepare, stem=levels, fine=fine)
 
 
+@pytest.mark.parametrize("fine", [0, 16])
 @pytest.mark.parametrize("levels", [((16, 1), (32, 1), (32, 0)), ((16, 1), (32, 1))])
 def test_a_tower_with_a_stem_of_convolutions_is_rebuilt_and_sees_patches_through_it(
-    levels: tuple[tuple[int, int], ...],
+    levels: tuple[tuple[int, int], ...], fine: int
 ) -> None:
     """A change of one pixel reaches features of its own patch before it reaches far ones."""
-    config = _with_stem(levels)
+    config = _with_stem(levels, fine=fine)
     torch.manual_seed(0)
     tower = tower_from_config(config).eval()
     again = tower_from_config(json.loads(json.dumps(tower.to_dict())))
@@ -136,7 +140,9 @@ def test_a_tower_with_a_stem_of_convolutions_is_rebuilt_and_sees_patches_through
 
 
 def test_every_weight_of_a_stem_gets_a_gradient() -> None:
-    tower = tower_from_config(_with_stem(((16, 1), (32, 1), (32, 0)))).train()
+    tower = tower_from_config(_with_stem(((16, 1), (32, 1)), fine=16)).train()
+    for silent in tower.vit.conv1[0].fine[-1].parameters():  # type: ignore[index, union-attr]
+        torch.nn.init.normal_(silent)
     tower(torch.randn(2, 3, 32, 32)).square().mean().backward()
     assert [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -146,6 +152,12 @@ def test_a_stem_that_makes_other_patches_is_refused() -> None:
         IncompatibleModel, match="2 levels of convolutions make patches of a multiple of 4"
     ):
         _with_stem(((16, 0), (32, 0)), patch=6)
+
+
+@pytest.mark.parametrize(("width", "fine"), [(24, 0), (16, 8)])
+def test_channels_of_a_stem_that_cannot_be_grouped_are_refused(width: int, fine: int) -> None:
+    with pytest.raises(IncompatibleModel, match="in groups of 16"):
+        _with_stem(((width, 0), (32, 0)), fine=fine)
 
 
 @pytest.mark.slow

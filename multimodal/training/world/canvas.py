@@ -39,7 +39,7 @@ class Canvas:
 
     def __init__(self, scan: Scan) -> None:
         z, y, x = scan.axes_mm()
-        c, s = np.float32(np.cos(scan.tilt)), np.float32(np.sin(scan.tilt))  # the maps stay float32
+        c, s = _turned(scan.tilt)
         x0, y0 = x[None] - scan.shift_mm[0], y[:, None] - scan.shift_mm[1]
         self.scan, self.z = scan, z
         self.px, self.py = c * x0 + s * y0, c * y0 - s * x0
@@ -81,8 +81,8 @@ class Canvas:
         """A mask of the canvas: a superellipse whose radii differ from slice to slice."""
         u, v = np.abs(self.px) ** power, np.abs(self.py - y) ** power
         radii, which = np.unique([half_width, half_depth], axis=1, return_inverse=True)
-        a, b = (np.power(radii, -power).astype(np.float32))[..., None, None]
-        inside: np.ndarray = (u * a + v * b < 1)[which]  # many slices share their radii
+        a, b = np.power(radii, -power).astype(np.float32)[..., None, None]
+        inside: np.ndarray = (u * a + v * b < 1)[which.reshape(-1)]  # many slices share radii
         return inside
 
     def ball(
@@ -99,7 +99,7 @@ class Canvas:
         reach = radii if turn == 0 else np.array([max(radii[:2])] * 2 + [radii[2]])
         box = self.box(centre, reach * wide)
         dx, dy = self.px[box[1:]] - centre[0], self.py[box[1:]] - centre[1]
-        c, s = np.cos(turn), np.sin(turn)
+        c, s = _turned(turn)
         flat = ((c * dx + s * dy) / radii[0]) ** 2 + ((c * dy - s * dx) / radii[1]) ** 2
         deep = 1.0 - ((self.z[box[0]] - centre[2]) / radii[2]) ** 2
         if rough is None:
@@ -157,6 +157,11 @@ class Canvas:
         size = np.multiply(self.hu.shape, self.scan.spacing_mm)
         cells = np.maximum(np.rint(size / cell_mm).astype(int), 2)
         return stretch(1.6 * rng.standard_normal(cells), self.hu.shape)
+
+
+def _turned(angle: float) -> tuple[np.float32, np.float32]:
+    """Cosine and sine in single precision: in double they would make the maps so, too."""
+    return np.float32(np.cos(angle)), np.float32(np.sin(angle))
 
 
 def stretch(cube: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -129,6 +129,19 @@ def test_pixels_that_are_not_square_become_square() -> None:
     assert views.geometry[0, [3, 7]] == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.parametrize("uneven", [0, 1], ids=["of one value", "but for a pixel"])
+def test_a_slice_is_averaged_within_its_frame_and_has_air_beside_it(uneven: int) -> None:
+    """40 x 60 pixels in a square of 30: each of the 20 x 30 in the middle is the mean of 2 x 2."""
+    profile = replace(PROFILES["crossread-ct"], size=30)
+    window = profile.windows[0]
+    voxels = np.full((1, 40, 60), -600, np.int16)
+    voxels[0, 7, 9] += 400 * uneven
+    wanted = np.full((30, 30), -1024.0, np.float32)
+    wanted[5:25] = voxels[0].reshape(20, 2, 30, 2).astype(np.float32).mean((1, 3))
+    picture = make_views(_stack(voxels, info=SeriesInfo(modality="CT")), profile).pixels[0, 0]
+    assert np.array_equal(picture, window.apply(wanted))
+
+
 def test_pixels_a_thousand_times_as_long_as_wide_are_refused_and_fill_no_memory() -> None:
     """Square ones in their stead would have taken 114 GiB."""
     hu = np.zeros((4, 64, 64), np.int16)

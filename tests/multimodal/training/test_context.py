@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 
 from multimodal.projectors import FindingHead, Neighbours
 from multimodal.training import context
+from multimodal.training.corpus import Make, generate_corpus, open_corpus
 from multimodal.training.demo_model import SIZES, build_demo
 from multimodal.training.growth import see_as
+from multimodal.training.language import encode_corpus
 from multimodal.training.loop import Schedule
 from multimodal.training.world.worlds import WORLDS
 
@@ -52,25 +53,36 @@ def test_what_is_below_is_not_what_is_above() -> None:
 
 @torch.no_grad()
 def test_a_model_that_goes_on_sees_at_first_what_it_saw_without_neighbours() -> None:
-    alone = replace(SIZES["small"], neighbours=0)
     model, _ = build_demo(WORLDS["body"])
     features = torch.randn(VIEWS, 144, model.vision_tower.width)
     geometry = torch.zeros(VIEWS, 11)
     geometry[:, 3] = geometry[:, 7] = geometry[:, 9] = 1.0
-    before = model.see_regions(features, geometry)
+    begun = model.see_regions(features, geometry)
     del model.neighbours
-    model.config.neighbours = 0
-    without = model.see_regions(features, geometry)
-    see_as(model, alone)
-    assert not hasattr(model, "neighbours")
+    model.config.neighbours = 0  # as of checkpoints before 7
+    alone = model.see_regions(features, geometry)
     see_as(model, SIZES["small"])
-    for seen in (before, without):
-        after = model.see_regions(features, geometry)
-        assert torch.equal(after.logit, seen.logit)
-        assert torch.equal(after.features, seen.features)
-    learned = model.neighbours
+    gone_on, learned = model.see_regions(features, geometry), model.neighbours
+    for seen in (begun, gone_on):
+        assert torch.equal(seen.logit, alone.logit)
+        assert torch.equal(seen.features, alone.features)
     see_as(model, SIZES["small"])
     assert model.neighbours is learned  # it is not begun anew
+
+
+def test_of_crowded_studies_as_many_are_encoded_as_are_wanted(tmp_path: Path) -> None:
+    model, _ = build_demo(WORLDS["body"])
+    frame = SIZES["small"].frame
+    for crowded, num in ((False, 1), (True, 3)):
+        generate_corpus(tmp_path, Make("body", num, 8.0, frame, crowded=crowded))
+    features = encode_corpus(model, tmp_path, crowded=True, most=2)
+    assert len(features) == 2
+    views = torch.from_numpy(np.array(open_corpus(tmp_path, crowded=True).views[1]))
+    with torch.inference_mode():
+        alone = model.vision_tower(model.vision_tower.preprocess.normalise(views)).half()
+    torch.testing.assert_close(torch.from_numpy(np.array(features[1])), alone, atol=2e-3, rtol=1e-2)
+    assert len(encode_corpus(model, tmp_path)) == 1  # beside it, each in a file of its own
+    assert len(encode_corpus(model, tmp_path, crowded=True)) == 2
 
 
 class _World:
@@ -95,7 +107,7 @@ class _World:
 
 
 class _Model(torch.nn.Module):
-    """Neighbours and a finding head that is never trained: it says what the first number says."""
+    """Neighbours, and a finding head as it was drawn."""
 
     device = torch.device("cpu")
 
@@ -103,8 +115,6 @@ class _Model(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.neighbours, self.finding_head = Neighbours(WIDTH, 16), FindingHead(WIDTH, 1)
-        for last in self.neighbours.out.parameters():
-            torch.nn.init.zeros_(last)
 
     def see_patches(self, study: torch.Tensor) -> tuple[torch.Tensor, Any]:
         seen = self.neighbours(study, GRID)
@@ -115,9 +125,10 @@ def test_patches_learn_from_the_next_view_what_they_do_not_show_themselves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     world, model = _World(), _Model()
-    monkeypatch.setattr(context, "open_corpus", lambda _work, crowded: world)
+    of_crowd = {True: (world, world.features.numpy())}
+    monkeypatch.setattr(context, "open_corpus", lambda _work, crowded: of_crowd[crowded][0])
     monkeypatch.setattr(
-        context, "encode_corpus", lambda _model, _work, crowded, most: world.features.numpy()
+        context, "encode_corpus", lambda _model, _work, crowded, most: of_crowd[crowded][1]
     )
     kept = {name: value.clone() for name, value in model.finding_head.state_dict().items()}
 

@@ -26,7 +26,7 @@ FINE = replace(COARSE, fine=16)
         (COARSE, SIZES["small"]),
         (COARSE, COARSE),
         (COARSE, replace(COARSE, stem=((48, 2), (80, 3), (144, 1)))),
-        (COARSE, replace(SIZES["small"], stem=COARSE.stem)),
+        (COARSE, replace(SIZES["small"], stem=COARSE.stem, fine=0)),
         (COARSE, FINE),
         (FINE, FINE),
         (FINE, replace(COARSE, fine=48, stem=((48, 2), (64, 3), (128, 1)))),
