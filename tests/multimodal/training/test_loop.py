@@ -408,7 +408,7 @@ class _Crowd(Corpus):
         self.cover[studies, :, 1, studies % 2] = 255
         self.views = np.zeros((self.num_studies, 4, 3, 8, 8), np.uint8)
         self.views[studies % 2 == 0, ..., :4, 4:] = 200
-        self._size = np.full((self.num_studies, 2), np.nan, np.float32)
+        self.size_mm = np.full((self.num_studies, 2), np.nan, np.float32)
         self._shown = None
 
 
