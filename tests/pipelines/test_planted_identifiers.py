@@ -220,7 +220,8 @@ def _export(study: Path, seen: Seen, work: Path) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_no_planted_identifier_is_behind(door: str, seen: Seen) -> None:
-    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", seen.texts[door])
+    # pictures, and UIDs of up to 39 random digits, hold any six now and then
+    text = re.sub(r"data:image/png;base64,[\w+/=]+|\b2\.25\.\d+", "", seen.texts[door])
     assert text.strip() or door in ("logs at DEBUG", "files left on disk")
     found = sorted({text[max(m.start() - 30, 0) : m.end() + 20] for n in NEEDLES
                     for m in re.finditer(re.escape(n), text)})  # fmt: skip
