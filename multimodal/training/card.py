@@ -22,10 +22,11 @@ def card_table(found: Mapping[str, Any]) -> str:
         _rows(found["sparsity"]),
     )
     lines = [line for section in sections for line in (*section, "")]
-    count, few, some = (found[n] for n in ("studies", "few_studies", "sparsity_studies"))
+    numbers = ("studies", "few_studies", "dictated_studies", "sparsity_studies")
+    count, few, spoken, some = (found[n] for n in numbers)
     lines.append(
-        f"{count} unseen studies of the world `{found['world']}` ({few} where images are blanked or"
-        f" another's, dictated or hidden, {some} at each sparsity), {found['machine']}; weights SHA-256 {found['weights_sha256'][:16]}…."
+        f"{count} unseen studies of the world `{found['world']}` ({few} where images are blanked,"
+        f" another's or hidden, {spoken} dictated, {some} at each sparsity), {found['machine']}; weights SHA-256 {found['weights_sha256'][:16]}…."
         " Made by `make eval-demo`."
     )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,6 +59,7 @@ GATED = (
 FORMAT = 3  # of what is kept
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
+DICTATED = 200  # studies at most whose sentences are spoken
 
 
 def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
@@ -145,13 +146,13 @@ def hear(backend: LocalBackend, speech: np.ndarray) -> str:
     return collect(backend.generate([message], GenerateOptions(max_new_tokens=96))).text
 
 
-def dictated_checks(model: Path, num_studies: int) -> dict[str, float]:
+def dictated_checks(model: Path, seeds: range) -> tuple[Scores, Scores]:
     """The check of sentences as typed and as heard from a voice never trained on."""
     from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
 
     typed, dictated = Scores(), Scores()
-    backend, cases = _backend(model), _cases(model, range(num_studies))
-    for number, case in enumerate(cases):
+    backend, cases = _backend(model), _cases(model, seeds)
+    for number, case in zip(seeds, cases, strict=True):
         talk, rng = Talk(backend, case), np.random.default_rng((FIRST_SEED, 8, number))
         questions = [q for q in case.questions if q.task == "check" and q.label != "typo"]
         spoken = []
@@ -163,13 +164,14 @@ def dictated_checks(model: Path, num_studies: int) -> dict[str, float]:
             spoken.append(replace(question, question=heard))
         typed.check += judge(questions, talk)
         dictated.check += judge(spoken, talk)
-    name = "check balanced accuracy"
-    return {"check, typed": _only(typed, name), "check, dictated": _only(dictated, name)}
+    return typed, dictated
 
 
-def _only(scores: Scores, name: str) -> float:
+def _checked(parts: Iterable[Scores]) -> float:
+    """The balanced accuracy of the checks alone."""
+    scores = Scores.joined(parts)
     scores.listed.append((0, 0, 0))
-    return scores.summary()[name]
+    return scores.summary()["check balanced accuracy"]
 
 
 @torch.inference_mode()
@@ -310,7 +312,12 @@ def evaluate(
             for part in parts
         ]
         heard = begin(f"dictations-{num_dictations}", dictations, num_dictations)
-        dictated = begin(f"dictated-{few}", dictated_checks, few)
+        spoken = min(max(num_studies // 5, 2), DICTATED)
+        dictated = [
+            begin(f"dictated-{part.start}-{part.stop}", dictated_checks, part)
+            for part in parts
+            if part.start < spoken
+        ]
         hidden = begin(f"hidden-{few}", hiding, few)
         dense = [
             begin(f"dense-{part.start}-{part.stop}", examine_dense, part)
@@ -318,7 +325,7 @@ def evaluate(
         ]
         some = min(few, CURVE_STUDIES)
         curve = [begin(f"sparsity-{level}-{some}", at_sparsity, level, some) for level in LEVELS]
-        tasks: list[Future[Any]] = [*studies, heard, dictated, hidden, *dense, *curve]
+        tasks: list[Future[Any]] = [*studies, heard, *dictated, hidden, *dense, *curve]
         for task in tqdm(as_completed(tasks), total=len(tasks), desc="evaluation"):
             task.result()  # an error ends it all at once
     ways = zip(*(part.result() for part in studies), strict=True)
@@ -335,7 +342,10 @@ def evaluate(
         "seeing": seeing.summary() | heard.result(),
         "blanked": blind.summary(),
         "shuffled": shuffled.summary(),
-        "dictated": dictated.result(),
+        "dictated": {
+            f"check, {way}": _checked(part.result()[number] for part in dictated)
+            for number, way in enumerate(("typed", "dictated"))
+        },
         "presence per finding": seeing.per_finding(),
         "mistakes": seeing.per_mistake(),
         "hiding the region": hidden.result(),
@@ -343,6 +353,7 @@ def evaluate(
         "reading": reading_time(backend, world),
         "sparsity": [level.result() for level in curve],
         "few_studies": few,
+        "dictated_studies": parts[len(dictated) - 1].stop,
         "sparsity_studies": some,
         "gate": lost_by_gate(gated, Scores.joined(part.result() for part in dense)),
         "gate_studies": parts[len(dense) - 1].stop,

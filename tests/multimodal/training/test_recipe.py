@@ -303,7 +303,7 @@ def test_the_same_figures_make_the_same_table_with_blanks_for_what_is_unknown() 
         "presence per finding": {}, "mistakes": {"size": {"alone": 1.0}}, "dictated": {},
         "hiding the region": {}, "out of range": {}, "reading": {}, "sparsity": [{"sparsity": 0.0}],
         "gate": {"list F1": {"gate": 0.5, "points lost": -1.25}}, "gate_studies": 3,
-        "studies": 3, "few_studies": 2, "sparsity_studies": 1, "machine": "m", "world": "body", "weights_sha256": "0" * 64,
+        "studies": 3, "few_studies": 2, "dictated_studies": 2, "sparsity_studies": 1, "machine": "m", "world": "body", "weights_sha256": "0" * 64,
     }  # fmt: skip
     table = evaluation.card_table(found)
     assert "| a | 0.500 |  |  |" in table
