@@ -7,6 +7,7 @@ Transformers See Better": what is smaller than a patch is found by weights share
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -27,9 +28,8 @@ class ConvStem(nn.Sequential):
         layers: list[nn.Module] = []
         before, stride = 3, patch // 2 ** (len(levels) - 1)
         for width, blocks in levels:
-            whole = (before, width, 3 * stride // 2, stride, stride // 2)
-            fine_now = fine and not layers
-            layers.append(_WithFine(fine, *whole) if fine_now else nn.Conv2d(*whole))
+            convolution = partial(_WithFine, fine) if fine and not layers else nn.Conv2d
+            layers.append(convolution(before, width, 3 * stride // 2, stride, stride // 2))
             layers += [_Residual(width) for _ in range(blocks)]
             layers += [nn.GroupNorm(width // GROUP, width), nn.ReLU()]
             before, stride = width, 2
@@ -58,8 +58,7 @@ class _WithFine(nn.Conv2d):
             nn.Conv2d(fine, fine, 3, 1, 1), nn.GroupNorm(fine // GROUP, fine), nn.ReLU(),
             nn.Conv2d(fine, width, 3, stride // 2, 1),
         )  # fmt: skip
-        for of_last in self.fine[-1].parameters():
-            nn.init.zeros_(of_last)
+        _silence(self.fine[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[n, before, h, w]` -> `[n, width, h / stride, w / stride]`."""
@@ -76,10 +75,15 @@ class _Residual(nn.Module):
             nn.GroupNorm(width // GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
             nn.GroupNorm(width // GROUP, width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1),
         )  # fmt: skip
-        for of_last in self.change[-1].parameters():
-            nn.init.zeros_(of_last)
+        _silence(self.change[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[n, width, h, w]`, shape kept."""
         changed: torch.Tensor = self.change(x)
         return x + changed
+
+
+def _silence(last: nn.Module) -> None:
+    """What comes out of a part that ends so is nothing, until it learns."""
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)

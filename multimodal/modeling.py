@@ -181,7 +181,9 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def see_patches(
         self, features: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """One study's tower features -> the same among their neighbours, and what they show."""
+        """A study's tower features `[..., views, patches, width]` -> the same among their neighbours, and
+        what they show.
+        """
         if self.config.neighbours:
             features = self.neighbours(features, self.vision_tower.grid)
         return features, self.finding_head(features)

@@ -143,11 +143,11 @@ class Neighbours(nn.Module):
             nn.init.zeros_(of_last)
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """One study's views from below to above, `[n, patches, width]`, shape kept."""
+        """A study's views from below to above, `[..., views, patches, width]`, shape kept."""
         own, around, below, above = self.first(self.norm(features)).chunk(4, dim=-1)
         inside = own + _around(around, grid)
-        inside[1:] += (below + _around(below, grid))[:-1]
-        inside[:-1] += (above + _around(above, grid))[1:]
+        inside[..., 1:, :, :] += (below + _around(below, grid))[..., :-1, :, :]
+        inside[..., :-1, :, :] += (above + _around(above, grid))[..., 1:, :, :]
         inside = nn.functional.gelu(inside)
         changed: torch.Tensor = self.out(inside + nn.functional.gelu(self.second(inside)))
         return features + changed
@@ -155,8 +155,9 @@ class Neighbours(nn.Module):
 
 def _around(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """A ninth of each patch and the eight about it, nothing beyond the edge; shape kept."""
-    picture = patches.transpose(1, 2).unflatten(2, grid)
-    return nn.functional.avg_pool2d(picture, 3, 1, 1).flatten(2).transpose(1, 2)
+    pictures = patches.flatten(0, -3).transpose(1, 2).unflatten(2, grid)
+    pooled = nn.functional.avg_pool2d(pictures, 3, 1, 1)
+    return pooled.flatten(2).transpose(1, 2).reshape(patches.shape)
 
 
 class FindingHead(nn.Module):
@@ -170,7 +171,7 @@ class FindingHead(nn.Module):
         self.linear = nn.Linear(width, 2 * num_findings)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[n, patches, width]` -> presence logits and log-millimetre sizes, `[n, patches, F]`."""
+        """`[..., patches, width]` -> presence logits and log-millimetre sizes, `[..., patches, F]`."""
         presence, log_size = self.linear(features).float().chunk(2, dim=-1)
         return presence, log_size + 3.0  # exp(3) = 20 mm: start at a usual size
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multimodal.modeling import MultimodalForConditionalGeneration
+from multimodal.modeling import MultimodalForConditionalGeneration, trainable
 from multimodal.training.corpus import open_corpus
 from multimodal.training.language import encode_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
@@ -42,8 +42,7 @@ def train_context(
     training = np.array([i for i in corpus.training() if i < len(features)])
     counted = torch.from_numpy(corpus.cover[training[:_COUNTED]]).float() / 255.0
     shown = patch_targets(counted).sum((1, 2)).mean(0).clamp(min=1 / _COUNTED).to(device)
-    model.requires_grad_(False)
-    part.requires_grad_(True)
+    trainable(model, lambda name: name.startswith("neighbours"))
 
     def look(indices: np.ndarray) -> _Batch:
         chosen = (np.stack([of[i] for i in indices]) for of in
@@ -54,11 +53,8 @@ def train_context(
         """Presence and log sizes `[studies, views * patches, F]`."""
         studies = move(batch.features, device).float()
         with mixed_precision(device):
-            told = [model.see_patches(study)[1] for study in studies]
-        presence, log_size = (
-            torch.stack(values).flatten(1, 2) for values in zip(*told, strict=True)
-        )
-        return presence, log_size
+            _, (presence, log_size) = model.see_patches(studies)
+        return presence.flatten(1, 2), log_size.flatten(1, 2)
 
     def covered(batch: _Batch) -> torch.Tensor:
         return move(batch.cover, device).float().flatten(1, 2) / 255.0

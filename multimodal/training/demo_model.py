@@ -26,7 +26,8 @@ class Size:
     """Widths and depths of the three networks, and the pictures they see.
 
     `factor` squared patches make a token; `stem` lists levels of (width, residual blocks), `fine`
-    the channels beside it that look at every two pixels.
+    the channels beside it that look at every two pixels; `neighbours` is the width of what patches
+    learn from those around them.
     """
 
     tower_width: int
@@ -38,6 +39,7 @@ class Size:
     factor: int
     stem: tuple[tuple[int, int], ...]
     fine: int = 0
+    neighbours: int = 128
 
 
 _STEM = ((64, 2), (64, 2), (128, 1))
@@ -45,9 +47,10 @@ _LONG = ((32, 0), (64, 2), (128, 1), (192, 1))
 SIZES = {
     "small": Size(192, 2, 4, 256, 5, Frame("crossread-ct-fine", 12), 4, _STEM, fine=16),
     "medium": Size(256, 4, 6, 384, 8, Frame("crossread-ct-fine", 12), 4, _STEM, fine=16),
-    "base": Size(256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, _LONG),  # 60 MB
+    "base": Size(
+        256, 5, 6, 384, 8, Frame("crossread-ct-large", 14), 7, _LONG, neighbours=48
+    ),  # 60 MB
 }
-NEIGHBOURS = 128  # width of what patches learn from those around them
 HEAD_WIDTH = 64  # attention of 32 takes twice as long, on a CPU as on a GPU
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCAB_SIZES = {"phantom": 768, "body": 2048}
@@ -150,7 +153,7 @@ def build_demo(
         view_profile=sizes.frame.profile,
         view_size=sizes.frame.size,
         findings=list(world.findings),
-        neighbours=NEIGHBOURS,
+        neighbours=sizes.neighbours,
         sparsity=SparsityConfig().to_dict(),
         tie_word_embeddings=True,
     )

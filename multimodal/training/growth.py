@@ -16,7 +16,7 @@ from encoders.errors import IncompatibleModel
 from encoders.vision import VisionTower, tower_from_config
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.projectors import Neighbours
-from multimodal.training.demo_model import NEIGHBOURS, Size, vision_config
+from multimodal.training.demo_model import Size, vision_config
 
 
 def see_as(model: MultimodalForConditionalGeneration, size: Size) -> None:
@@ -24,8 +24,8 @@ def see_as(model: MultimodalForConditionalGeneration, size: Size) -> None:
     model.config.vision_config = vision_config(size)
     model.vision_tower = grown(model.vision_tower, model.config.vision_config)
     if not model.config.neighbours:
-        model.config.neighbours = NEIGHBOURS
-        model.neighbours = Neighbours(size.tower_width, NEIGHBOURS)
+        model.config.neighbours = size.neighbours
+        model.neighbours = Neighbours(size.tower_width, size.neighbours)
     model.config.view_profile, model.config.view_size = size.frame.profile, size.frame.size
 
 

@@ -278,8 +278,8 @@ class Packer:
         if seen.cover is None:
             return loss
         studies = features.unflatten(0, (len(packed.studies), -1))
-        told = [self.model.see_patches(study)[1] for study in studies]
-        presence, log_size = (torch.cat(values) for values in zip(*told, strict=True))
+        _, patches = self.model.see_patches(studies)
+        presence, log_size = (told.flatten(0, 1) for told in patches)
         cover = move(seen.cover, self.model.device).flatten(0, 1).float() / 255.0
         unknown = torch.full_like(cover[:, 0], float("nan"))
         return loss + dense_loss(

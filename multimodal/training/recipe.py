@@ -1,8 +1,8 @@
 """The demo checkpoint from nothing: `make train-demo`, or python -m multimodal.training.recipe.
 
 World -> corpus and speech -> vision -> audio -> context -> regions -> language -> together -> hearing ->
-range -> folder with model, processor, sample study and sample report. Every stage resumes from the work folder after a kill; on
-a machine lent for a short while, `--stages` names those to run there.
+range -> folder with model, processor, sample study and sample report. Every stage resumes from the work
+folder after a kill; on a machine lent for a short while, `--stages` names those to run there.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ def _at_the_start(recipe: Recipe) -> tuple[MultimodalForConditionalGeneration, M
     else:
         model, processor = build_demo(WORLDS[recipe.world], recipe.size)
     for part, name in ((_dense(model), "vision"), (model.audio_tower, "audio"),
-                       (model.neighbours, "context"), (model.region_head, "regions"), (model, "language"), (model, "together"),
+                       (model.neighbours, "context"), (model.region_head, "regions"),
+                       (model, "language"), (model, "together"),
                        (_hears(model), "hearing")):  # fmt: skip
         weights = recipe.work / f"{name}.safetensors"
         if weights.is_file():

@@ -208,7 +208,8 @@ def _serve(study: Path, seen: Seen, work: Path) -> None:
 
 
 def _export(study: Path, seen: Seen, work: Path) -> None:
-    done = deidentify(study, work / "copy")
+    # of random stand-ins one in some ten thousand holds six planted digits
+    done = deidentify(study, work / "copy", key=b"a key of tests only, 32 bytes long")
     assert done.num_written == 8
     seen.add("report of the copy", json.dumps(done.to_dict()))
     for file in (work / "copy").rglob("*.dcm"):
@@ -220,8 +221,7 @@ def _export(study: Path, seen: Seen, work: Path) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_no_planted_identifier_is_behind(door: str, seen: Seen) -> None:
-    # pictures, and UIDs of up to 39 random digits, hold any six now and then
-    text = re.sub(r"data:image/png;base64,[\w+/=]+|\b2\.25\.\d+", "", seen.texts[door])
+    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", seen.texts[door])
     assert text.strip() or door in ("logs at DEBUG", "files left on disk")
     found = sorted({text[max(m.start() - 30, 0) : m.end() + 20] for n in NEEDLES
                     for m in re.finditer(re.escape(n), text)})  # fmt: skip

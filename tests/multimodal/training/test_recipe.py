@@ -201,7 +201,7 @@ def test_the_larger_networks_fit_their_pictures_and_ship_in_64_mb(
     config = model.config
     assert (config.view_size, config.tokens_per_view, model.vision_tower.grid[0]) == seen
     assert processor.senses["vision"]["view_profile"] == config.view_profile
-    assert sum(p.numel() for p in model.parameters()) * 2 < 64e6  # in half precision
+    assert sum(p.numel() for p in model.parameters()) * 2 < 60e6  # in half precision
 
 
 def test_on_another_device_no_tensor_stays_behind_on_the_cpu() -> None:
