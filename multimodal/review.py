@@ -174,6 +174,13 @@ def weigh(
     return _shares(scores)
 
 
+def as_spoken(chances: Mapping[str, float]) -> dict[str, float]:
+    """Verdicts on a dictated sentence: nobody misspells what he says, so a misspelt word was misheard."""
+    spoken = {kind: chance for kind, chance in chances.items() if kind != "typo"}
+    total = sum(spoken.values())
+    return {kind: chance / total for kind, chance in spoken.items()} if total else {AGREES: 1.0}
+
+
 def seen_of(
     claim: NamedFinding | None, presence: Presence, *, denied: float, sizes: Sizes
 ) -> dict[str, float]:

@@ -194,7 +194,8 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     agreement: Agreement = "abstained"
     if away is None:
         with session.stage("review"):
-            yield from kept(check_report(session, report, seen.regions, findings), points)
+            checked = check_report(session, report, seen.regions, findings, transcript=transcript)
+            yield from kept(checked, points)
         agreement = _agreement(report, points, session.warnings)
     answer = ABSTAINS if case.question and away is not None else None
     if case.question and away is None:

@@ -17,6 +17,7 @@ from multimodal.review import (
     VERDICTS,
     Question,
     Sizes,
+    as_spoken,
     claim_of,
     denial,
     lacking,
@@ -44,9 +45,15 @@ def check_report(
     report: str | None,
     regions: tuple[Region, ...],
     findings: Sequence[Finding],
+    *,
+    transcript: str | None = None,
 ) -> Iterator[Step | Discrepancy]:
-    """Every sentence judged alone; then what the report, so corrected, still leaves out."""
+    """Every sentence judged alone; then what the report, so corrected, still leaves out.
+
+    The sentences of `transcript`, which are among the report's, were dictated.
+    """
     sentences = prompts.split_sentences(report) if report else []
+    dictated = set(prompts.split_sentences(transcript)) if transcript else set()
     if report and not sentences:
         message = (
             "the report states nothing about the images (only technique, comparison or history),"
@@ -57,7 +64,8 @@ def check_report(
     for number, sentence in enumerate(sentences, 1):
         step = Step("review", number - 1, len(sentences))
         yield step
-        found = yield from _judge(session, step, sentence, f"sentence {number}")
+        spoken, subject = sentence in dictated, f"sentence {number}"
+        found = yield from _judge(session, step, sentence, subject, spoken=spoken)
         if found is None:
             kept.append(sentence)
             continue
@@ -77,13 +85,16 @@ def check_report(
 
 
 def _judge(
-    session: Session, step: Step, sentence: str, subject: str
+    session: Session, step: Step, sentence: str, subject: str, *, spoken: bool
 ) -> Generator[Step, None, _Judged | None]:
     """What is wrong with a sentence, or None where the model sees no error."""
     prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
     try:
         judged = session.ask(prompt, choices=VERDICTS)
         chances, sizes = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
+        if spoken:
+            _doubt_hearing(session, chances, subject)
+            chances = as_spoken(chances)
         probability = 1.0 - chances.get(prompts.AGREES, 0.0)
         if probability < 0.5:
             return None
@@ -95,6 +106,13 @@ def _judge(
     written = prompts.correction_in(said.text, kind)
     correction = mended(sentence, kind, median_mm(sizes), written)
     return _Judged(kind, correction, probability if judged.choices else None)
+
+
+def _doubt_hearing(session: Session, chances: Mapping[str, float], subject: str) -> None:
+    """Warn of a dictated sentence that looks misspelt."""
+    if chances.get("typo", 0.0) >= 0.5:
+        message = "a word of it may have been misheard; compare the transcript with what was said"
+        session.warnings.append(Problem("MISHEARD", message, subject))
 
 
 def _weighed(

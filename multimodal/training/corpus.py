@@ -201,8 +201,15 @@ def varied(
 
 
 def open_corpus(work_dir: Path, *, crowded: bool = False) -> Corpus:
-    """The corpus under a training work folder, or the crowded one beside it."""
-    return Corpus(work_dir / _FOLDERS[crowded])
+    """The corpus under a training work folder, or the crowded one beside it.
+
+    Raises:
+        InvalidOption: there is none.
+    """
+    folder = work_dir / _FOLDERS[crowded]
+    if not (folder / "make.json").is_file():
+        raise InvalidOption(f"{folder} holds no studies; run the stage 'corpus' first")
+    return Corpus(folder)
 
 
 def generate_corpus(work_dir: Path, make: Make, num_workers: int = 1) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from multimodal import prompts
-from multimodal.backends import DEMO, GenerateOptions, Region, collect
+from multimodal.backends import DEMO, Finished, GenerateOptions, Region, collect
 from multimodal.local import LocalBackend
 from multimodal.messages import Audio, Study, user
-from multimodal.review import OMISSION, ReviewWeights, median_mm, sizes_of
+from multimodal.review import OMISSION, Key, ReviewWeights, median_mm, sizes_of
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.terms import is_chinese
 from multimodal.training.audio_pretraining import dictate, edit_distance
@@ -44,7 +44,7 @@ from multimodal.training.cases import (
 )
 from multimodal.training.measures import Asked, Pointed, Scores, mean
 from multimodal.training.probes import hidden_regions, reading_time, strange_studies
-from multimodal.training.reviews import judge, judge_report
+from multimodal.training.reviews import judge, judge_report, without_typos
 from multimodal.training.world.dialogues import Dialogue
 from multimodal.training.world.reports import all_keys
 
@@ -56,10 +56,10 @@ CURVE = ("presence balanced accuracy", "list F1", "check balanced accuracy")
 GATED = (
     *CURVE, "side accuracy", "omission balanced accuracy", "report AUROC", "report correction exact"
 )  # fmt: skip
-FORMAT = 3  # of what is kept
+FORMAT = 4  # of what is kept
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
-DICTATED = 200  # studies at most whose sentences are spoken
+DICTATED = 200  # studies at most whose reports are spoken
 
 
 def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
@@ -72,7 +72,7 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     true = {(f.name, f.side) for f in case.truth}
     scores.listed.append((len(named & true), len(named), len(true)))
     answers = talk.presence(all_keys(case.vocabulary))
-    presence = {key: answer.choices["yes"] for key, answer in answers.items()}
+    presence = _chances(answers)
     for region in talk.listed.regions:
         key = (region.finding, region.side)
         if key in true:
@@ -81,9 +81,9 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
         words, said = f"{side or ''} {name}".strip(), answer.text == "yes"
         scores.presence.append(Asked(words, (name, side) in true, said, presence[name, side]))
     elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
-    for key, answer in talk.presence(elsewhere).items():
-        scores.elsewhere.append(answer.text == "yes")
-        presence[key] = answer.choices["yes"]
+    others = talk.presence(elsewhere)
+    scores.elsewhere += [answer.text == "yes" for answer in others.values()]
+    presence |= _chances(others)
     weights = ReviewWeights.read(backend.model.config.review_weights)
     _mark(case.questions, talk, scores)
     for size in talk.sizes(case.truth):
@@ -146,32 +146,32 @@ def hear(backend: LocalBackend, speech: np.ndarray) -> str:
     return collect(backend.generate([message], GenerateOptions(max_new_tokens=96))).text
 
 
-def dictated_checks(model: Path, seeds: range) -> tuple[Scores, Scores]:
-    """The check of sentences as typed and as heard from a voice never trained on."""
+def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
+    """Reports judged as typed and as heard from a voice never trained on."""
     from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
 
     typed, dictated = Scores(), Scores()
     backend, cases = _backend(model), _cases(model, seeds)
+    weights = ReviewWeights.read(backend.model.config.review_weights)
     for number, case in zip(seeds, cases, strict=True):
         talk, rng = Talk(backend, case), np.random.default_rng((FIRST_SEED, 8, number))
-        questions = [q for q in case.questions if q.task == "check" and q.label != "typo"]
-        spoken = []
-        for question in questions:
-            sentence = question.question.removeprefix(prompts.CHECK_SENTENCE.format(sentence=""))
-            voices = HELD_OUT_VOICES["zh" if is_chinese(sentence) else "en"]
-            speech = synthesise(sentence, voices[number % len(voices)], rng)
-            heard = prompts.CHECK_SENTENCE.format(sentence=hear(backend, speech))
-            spoken.append(replace(question, question=heard))
-        typed.check += judge(questions, talk)
-        dictated.check += judge(spoken, talk)
+        known = replace(
+            case.vocabulary, findings=case.vocabulary.findings + case.vocabulary.elsewhere
+        )
+        presence = _chances(talk.presence(all_keys(known)))
+        report, lines = without_typos(case.report), []
+        for line in report.lines:
+            voices = HELD_OUT_VOICES["zh" if is_chinese(line.text) else "en"]
+            speech = synthesise(line.text, voices[number % len(voices)], rng)
+            lines.append(replace(line, text=hear(backend, speech)))
+        heard = replace(report, lines=tuple(lines))
+        typed.reports.append(judge_report(report, talk, presence, weights))
+        dictated.reports.append(judge_report(heard, talk, presence, weights, dictated=True))
     return typed, dictated
 
 
-def _checked(parts: Iterable[Scores]) -> float:
-    """The balanced accuracy of the checks alone."""
-    scores = Scores.joined(parts)
-    scores.listed.append((0, 0, 0))
-    return scores.summary()["check balanced accuracy"]
+def _chances(answers: Mapping[Key, Finished]) -> dict[Key, float]:
+    return {key: answer.choices["yes"] for key, answer in answers.items()}
 
 
 @torch.inference_mode()
@@ -314,7 +314,7 @@ def evaluate(
         heard = begin(f"dictations-{num_dictations}", dictations, num_dictations)
         spoken = min(max(num_studies // 5, 2), DICTATED)
         dictated = [
-            begin(f"dictated-{part.start}-{part.stop}", dictated_checks, part)
+            begin(f"dictated-{part.start}-{part.stop}", dictated_reports, part)
             for part in parts
             if part.start < spoken
         ]
@@ -343,8 +343,11 @@ def evaluate(
         "blanked": blind.summary(),
         "shuffled": shuffled.summary(),
         "dictated": {
-            f"check, {way}": _checked(part.result()[number] for part in dictated)
+            f"{name}, {way}": value
             for number, way in enumerate(("typed", "dictated"))
+            for name, value in Scores.joined(p.result()[number] for p in dictated)
+            .of_reports()
+            .items()
         },
         "presence per finding": seeing.per_finding(),
         "mistakes": seeing.per_mistake(),

@@ -164,10 +164,19 @@ class Scores:
             }  # fmt: skip
         return found
 
-    def _f1(self, kind: str) -> float:
-        """NaN where no report has the type and none is said to, as with sentences that agree."""
+    def of_reports(self) -> dict[str, float]:
+        """Of whole reports: whether anything is wrong, which sentences are, and what and where it is."""
+        sentences = [pair for report in self.reports for pair in report.stated[:-1]]
+        return {
+            "report AUROC": area([(r.wrong, r.sure) for r in self.reports]),
+            "sentences, balanced accuracy": balanced(sentences),
+            "mistakes, type and sentence F1": self._f1(*prompts.ERROR_TYPES),
+        }
+
+    def _f1(self, *kinds: str) -> float:
+        """NaN where no report has the types and none is said to, as with sentences that agree."""
         pairs = [
-            ({p for p in report.true if p[0] == kind}, {p for p in report.said if p[0] == kind})
+            ({p for p in report.true if p[0] in kinds}, {p for p in report.said if p[0] in kinds})
             for report in self.reports
         ]
         said, true = (sum(len(pair[k]) for pair in pairs) for k in (1, 0))

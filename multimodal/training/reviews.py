@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from multimodal import prompts
 from multimodal.prompts import NamedFinding
@@ -13,6 +13,7 @@ from multimodal.review import (
     Presence,
     ReviewWeights,
     Sizes,
+    as_spoken,
     claim_of,
     denial,
     keys_of,
@@ -82,21 +83,39 @@ def judge(questions: Sequence[Dialogue], talk: Talk) -> list[Judged]:
     return found
 
 
+def without_typos(report: Faulty) -> Faulty:
+    """The report as it can be dictated."""
+    lines = tuple(
+        replace(line, text=line.mistake.verdict.correction or line.text, mistake=None)
+        if line.mistake and line.mistake.verdict.error == "typo"
+        else line
+        for line in report.lines
+    )
+    return replace(report, lines=lines)
+
+
 def judge_report(
-    report: Faulty, talk: Talk, presence: Presence, weights: ReviewWeights | None
+    report: Faulty,
+    talk: Talk,
+    presence: Presence,
+    weights: ReviewWeights | None,
+    *,
+    dictated: bool = False,
 ) -> Judgement:
     """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out."""
     names = sorted({name for name, _ in presence})
     texts = [line.text for line in report.lines]
     heeded = heed(texts, talk, names)
     chances = [_weighed(h, presence, weights) if weights else h.said for h in heeded]
+    if dictated:
+        chances = [as_spoken(chance) for chance in chances]
     wrong = [1 - chance[prompts.AGREES] for chance in chances]
     doubted = [number for number, chance in enumerate(wrong) if chance >= 0.5]
     asked = [prompts.CHECK_SENTENCE.format(sentence=texts[number]) for number in doubted]
     said: dict[tuple[str, int], str | None] = {}
     kept: list[str | None] = list(texts)
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
-        kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number][error])
+        kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number].get(error, 0.0))
         written = prompts.correction_in(answer.text, kind)
         measured_mm = median_mm(sizes_heeded(heeded[number], weights)) if weights else None
         better = mended(texts[number], kind, measured_mm, written)

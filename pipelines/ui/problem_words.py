@@ -26,6 +26,7 @@ PROBLEMS = {
     "INCOMPLETE_CONCATENATION": ("parts are missing", "分段对象不完整，缺少部分文件。"),
     "IRREGULAR_SPACING": ("slices are unevenly spaced", "层间距不均匀。"),
     "LOSSY": ("compressed with loss", "像素经有损压缩，数值可能有偏差。"),
+    "MISHEARD": ("a word may have been misheard", "有词语可能听写有误，请与录音核对。"),
     "MISSING_FILE": ("a file is not there", "目录所列的文件不存在。"),
     "MISSING_SLICE": ("slices are missing", "缺少层面。"),
     "NARROW_WINDOW": ("window narrower than 1", "窗宽小于 1，按精确值处理。"),

@@ -17,6 +17,7 @@ from multimodal.review import (
     VERDICTS,
     Measuring,
     ReviewWeights,
+    as_spoken,
     claim_of,
     denial,
     is_spoken,
@@ -81,6 +82,19 @@ def test_verdicts_are_probabilities_whatever_is_seen(
         )
         assert sum(found.values()) == pytest.approx(1.0)
         assert all(0.0 <= chance <= 1.0 for chance in found.values())
+
+
+@given(_shares)
+def test_a_dictated_sentence_is_judged_as_if_no_misspelling_could_be_chosen(
+    shares: list[float],
+) -> None:
+    stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
+    found = as_spoken(stated)
+    assert "typo" not in found
+    assert sum(found.values()) == pytest.approx(1.0)
+    for kind, chance in found.items():  # by the definition of a conditional probability
+        assert chance * (1.0 - stated["typo"]) == pytest.approx(stated[kind])
+    assert as_spoken({"typo": 1.0}) == {AGREES: 1.0}
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,26 @@ def test_dictation_is_joined_to_the_report_and_told_apart(volume: Volume, speech
     assert "dictation" in reading.timings_s
 
 
+@pytest.mark.parametrize(
+    ("kind", "typed", "told", "warned"),
+    [("typo", True, ["typo"], []), ("typo", False, [], [("MISHEARD", "sentence 1")]),
+     ("direction", False, ["direction"], [])],
+)  # fmt: skip
+def test_a_word_misheard_in_a_dictation_is_no_mistake_of_the_report(
+    volume: Volume, speech: np.ndarray, kind: str, typed: bool, told: list[str],
+    warned: list[tuple[str, str]],
+):  # fmt: skip
+    words = "There is a left noddle."
+    backend = FakeBackend(
+        answers={"Transcribe": words, words: f"{kind}: There is a left nodule."},
+        chances={f"images? {words}": 0.2},
+    )
+    reading = read(backend, volume, *((words,) if typed else (None, (speech, 16000))))
+    assert [point.type for point in reading.discrepancies] == told
+    assert [(w.code, w.subject) for w in reading.warnings] == warned
+    assert reading.agreement == ("disagrees" if told else "agrees")
+
+
 def test_many_studies_come_one_by_one_and_a_bad_one_is_named(volume: Volume, tmp_path: Path):
     pulled = []
 

@@ -140,3 +140,22 @@ def test_report_figures_are_of_stated_probabilities_and_exact_corrections() -> N
 
 def test_area_is_half_where_scores_say_nothing() -> None:
     assert area([(True, 0.3), (False, 0.3), (True, 0.3)]) == 0.5
+
+
+def test_whole_reports_are_scored_by_sentence_and_by_what_is_told_of_it() -> None:
+    """Two mistakes found of three, one told that is none; a sentence counts alone, a lack does not."""
+    side, size, lack = ("direction", 0), ("size", 1), ("omission", -1)
+    reports = [
+        Judgement(True, 0.9, frozenset({side, lack}), frozenset({side}),
+                  ((True, 0.9), (False, 0.2), (True, 0.3))),
+        Judgement(True, 0.8, frozenset({size}), frozenset({size, ("typo", 0)}),
+                  ((False, 0.6), (True, 0.8), (False, 0.1))),
+        Judgement(False, 0.1, frozenset(), frozenset(), ((False, 0.1), (False, 0.0))),
+    ]  # fmt: skip
+    assert Scores(reports=reports).of_reports() == pytest.approx(
+        {
+            "report AUROC": 1.0,
+            "sentences, balanced accuracy": (1.0 + 2 / 3) / 2,
+            "mistakes, type and sentence F1": 2 * 2 / (3 + 3),
+        }
+    )

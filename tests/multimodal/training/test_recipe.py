@@ -177,6 +177,8 @@ def test_what_the_recipe_does_not_know_is_refused_by_name(tmp_path: Path) -> Non
         with pytest.raises(InvalidOption, match="is none of"):
             recipe.run(recipe.Recipe(work=tmp_path, **wrong))  # type: ignore[arg-type]
     corpus.generate_corpus(tmp_path, corpus.Make("phantom", 0))
+    with pytest.raises(InvalidOption, match="crowd holds no studies; run the stage 'corpus' first"):
+        corpus.open_corpus(tmp_path, crowded=True)
     with pytest.raises(InvalidOption, match="use another work folder"):
         corpus.generate_corpus(tmp_path, corpus.Make("body", 0))
 

@@ -14,7 +14,7 @@ from multimodal import prompts
 from multimodal.prompts import SIZES, NamedFinding, Verdict
 from multimodal.review import VERDICTS, Key, Measuring, ReviewWeights
 from multimodal.training.measures import Mended
-from multimodal.training.reviews import judge_report
+from multimodal.training.reviews import judge_report, without_typos
 from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
 from multimodal.training.world.reports import Writer
 from multimodal.training.world.worlds import WORLDS
@@ -202,3 +202,36 @@ def test_what_the_model_does_not_word_itself_it_is_asked_for_by_a_denial(languag
     }
     found = judge_report(report, NamesAnother(report, 0.999), seen, WEIGHTS)  # type: ignore[arg-type]
     assert found.mended == (Mended("omission", True, True),)
+
+
+def test_a_report_is_dictated_without_its_misspellings_and_judged_for_all_else() -> None:
+    """What is heard wrongly looks misspelt: a model that says so is not heeded."""
+    meant = "There is a 14 mm nodule in the right lung."
+    about = NamedFinding("nodule", "right", 14.0)
+    typo = Mistake("There is a 14 mm noduel in the right lung.", Verdict("typo", meant), about)
+    planted = _planted()
+    report = replace(planted, lines=(Line(typo.text, about, mistake=typo), *planted.lines))
+    spoken = without_typos(report)
+    assert [line.text for line in spoken.lines] == [meant, planted.lines[0].text]
+    assert [line.mistake for line in spoken.lines] == [None, planted.lines[0].mistake]
+
+    class Knows(Oracle):
+        """Is sure, or else agrees."""
+
+        def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
+            answer = super().ask(prompt, choices)
+            if prompts.AGREES in answer.choices:
+                sure = {kind: p for kind, p in answer.choices.items() if p >= 0.5}
+                answer.choices |= {kind: sure.get(kind, 0.0) for kind in choices}
+                answer.choices[prompts.AGREES] += 1.0 - sum(answer.choices.values())
+            return answer
+
+    misheard = replace(spoken, lines=(replace(spoken.lines[0], text=typo.text), *planted.lines))
+    knows = Knows(report, 0.99)
+    seen = {NODULE: 0.9, EFFUSION: 0.9}
+    as_typed = judge_report(misheard, knows, seen, None)  # type: ignore[arg-type]
+    heard = judge_report(misheard, knows, seen, None, dictated=True)  # type: ignore[arg-type]
+    assert as_typed.said == {("typo", 0), ("direction", 1), ("omission", -2)}
+    assert heard.said == heard.true == {("direction", 1), ("omission", -2)}
+    assert [wrong for wrong, _ in heard.stated] == [False, True, True]
+    assert [chance >= 0.5 for _, chance in heard.stated] == [False, True, True]
