@@ -19,7 +19,7 @@ from multimodal.training.language import encode_corpus
 from multimodal.training.loop import Schedule, Stage, mixed_precision, move, train
 from multimodal.training.vision_pretraining import dense_loss, patch_losses, patch_targets
 
-NUM_CROWDED = 1600
+NUM_CROWDED = 1200
 NUM_HELD_OUT = 64
 _COUNTED = 800  # studies whose patches are counted
 

@@ -6,7 +6,8 @@ trained in place.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,20 @@ from tqdm import tqdm
 
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.projectors import Regions
+from multimodal.prompts import Side, other_side
 from multimodal.training.corpus import Corpus, open_corpus
 from multimodal.training.language import encode_corpus
 from multimodal.training.loop import Schedule, Stage, move, train
 from multimodal.training.measures import area, balanced, mean
 
 SIZE = 2.0  # weight of the size error beside that of presence
+HIDDEN = 0.2  # share of the features that no step sees: else it knows its studies by heart
 
 
 def train_regions(
     model: MultimodalForConditionalGeneration, work_dir: Path, schedule: Schedule, *, seed: int = 0
 ) -> None:
-    """Train the region head in place."""
+    """Train the region head in place, half of the studies in a mirror."""
     corpus, features = open_corpus(work_dir), encode_corpus(model, work_dir)
     head, device = model.region_head, model.device
     head.requires_grad_(True)
@@ -35,12 +38,18 @@ def train_regions(
     present, sizes = truth_of(corpus, model.config.regions)
     training = np.array(corpus.training())
 
-    def draw(_step: int, rng: np.random.Generator) -> torch.Tensor:
-        return torch.from_numpy(rng.choice(training, schedule.batch_size))
+    def draw(_step: int, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
+        return torch.from_numpy(rng.choice(training, schedule.batch_size)), rng.random() < 0.5
 
-    def loss(chosen: torch.Tensor) -> tuple[str, torch.Tensor]:
-        logit, log_size = head(_some(seen, chosen, device))
-        wanted, size = move(present[chosen], device), move(sizes[chosen], device)
+    def loss(drawn: tuple[torch.Tensor, bool]) -> tuple[str, torch.Tensor]:
+        chosen, turned = drawn
+        some, wanted, size = _some(seen, chosen, device), present[chosen], sizes[chosen]
+        if turned:
+            some, others = mirrored(some, model.config.regions)
+            wanted, size = wanted[:, others], size[:, others]
+        hidden = nn.functional.dropout(some.features, HIDDEN)
+        logit, log_size = head(replace(some, features=hidden))
+        wanted, size = move(wanted, device), move(size, device)
         lost = nn.functional.binary_cross_entropy_with_logits(logit, wanted)
         known = size.isfinite()
         off = nn.functional.smooth_l1_loss(log_size[known], size[known].log(), beta=0.1)
@@ -83,6 +92,19 @@ def truth_of(
             if finding.size_mm is not None:
                 sizes[row, column] = finding.size_mm
     return present, sizes
+
+
+def mirrored(
+    seen: Regions, regions: Sequence[tuple[str, Side | None]]
+) -> tuple[Regions, list[int]]:
+    """Studies `[studies, regions, ...]` whose right is left, and of each region the other side's column.
+
+    The tower learned half of its slices in a mirror, so features may stay as they are.
+    """
+    others = [regions.index((name, other_side(side) if side else None)) for name, side in regions]
+    turned = Regions(*(getattr(seen, f.name)[:, others] for f in fields(Regions)))
+    opposite = turned.where_mm.new_tensor([-1.0, 1.0, 1.0])  # LPS: x runs to the left
+    return replace(turned, where_mm=turned.where_mm * opposite), others
 
 
 def _some(seen: Regions, chosen: torch.Tensor, device: torch.device) -> Regions:

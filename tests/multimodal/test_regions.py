@@ -76,6 +76,26 @@ def test_two_patches_are_spread_by_half_their_distance(reduced: bool) -> None:
     assert seen.where_mm[2].tolist() == pytest.approx([5.0, 2.5, 10.0], abs=1e-3)
 
 
+def test_a_mirrored_study_is_what_its_mirrored_patches_would_be_gathered_to() -> None:
+    torch.manual_seed(1)
+    presence, sizes = torch.randn(3, 16, 2), torch.randn(3, 16, 2)
+    volumes, centres = (f(_geometry(3), GRID, SIZE) for f in (patch_volumes_mm3, token_centres_mm))
+    ways = [
+        gather_regions(
+            torch.ones(3, 16, WIDTH).cumsum(1), (presence, sizes), centres * opposite, volumes,
+            regions=[RIGHT, LEFT, ANYWHERE],
+        )
+        for opposite in (torch.ones(3), torch.tensor([-1.0, 1.0, 1.0]))
+    ]  # fmt: skip
+    seen, turned = (Regions(*(getattr(w, f.name)[None] for f in fields(Regions))) for w in ways)
+    found, others = training.mirrored(
+        seen, [("nodule", "right"), ("nodule", "left"), ("mass", None)]
+    )
+    assert others == [1, 0, 2]
+    for field in fields(Regions):
+        torch.testing.assert_close(getattr(found, field.name), getattr(turned, field.name))
+
+
 class _World:
     """Studies of one finding on two sides: there if patches are sure and it is spread."""
 
