@@ -13,15 +13,25 @@ import re
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from multimodal.measuring import (
+    LEAST,
+    Measuring,
+    Sizes,
+    bounded,
+    log,
+    shares,
+    weigh_sizes,
+    wrong_size,
+)
 from multimodal.prompts import (
     AGREES,
     CHECK_SENTENCE,
     ERROR_TYPES,
     FIND_OMISSION,
     NOTHING_OMITTED,
-    SIZES_MM,
+    ErrorType,
     NamedFinding,
     Side,
     correction_in,
@@ -32,17 +42,12 @@ from multimodal.terms import deny, mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
-Sizes = Mapping[float, float]  # of a finding, the probability of each in mm; empty if not asked
 MeasuredMm = Mapping[Key, float]  # of every finding, its size in mm as its region is seen
-
-_Of = TypeVar("_Of")
 
 VERDICTS = (AGREES, *ERROR_TYPES)
 OMISSION = (NOTHING_OMITTED, "omission")  # verdicts on a whole report
 MAX_OMISSIONS = 8  # a model that keeps naming things is not to be listened to for ever
-_LEAST = 1e-4  # no answer is taken for more certain
 _UNTOLD = 0.49  # the most that a point may be said to have that is not told
-_FAR = math.log(1.3)  # sizes that differ by less are the same to two readers
 _HINT = 2.0  # log odds that a sentence with such words, or without, denies
 _DENIED = re.compile(
     r"\b(no|not|non|without|free of|normal|intact|unremarkable|clear|negative|absent|resolved)\b"
@@ -70,22 +75,6 @@ _MEANT = set("右左未无不双")  # no misspelling: another meaning
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """How the size that is measured counts beside what is said of it.
-
-    Attributes:
-        words: weight of the logarithms of what is said.
-        spread: by how much the logarithm of a measure may be off: the root of three times the scale
-            of its Student's t.
-        names: findings that have sizes; of others measures and words mean nothing.
-    """
-
-    words: float
-    spread: float
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class ReviewWeights:
     """What counts how much, as weights of logarithms of probabilities.
 
@@ -96,6 +85,7 @@ class ReviewWeights:
         left_out: of the answer to what a report leaves out, of the surest finding that it does not
             speak of (both as log odds), and what is added.
         measure: of a size; None where nothing is measured.
+        sized: of how likely a stated size is wrong; None before version 7, where it counts as `seen`.
     """
 
     said: float
@@ -103,6 +93,7 @@ class ReviewWeights:
     verdicts: Mapping[str, float]
     left_out: tuple[float, float, float]
     measure: Measuring | None = None
+    sized: float | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | None) -> ReviewWeights | None:
@@ -111,10 +102,11 @@ class ReviewWeights:
             return None
         said, seen, added = values["left_out"]
         told = values.get("measure")  # checkpoints before 6 measure nothing
-        measure = Measuring(told["words"], told["spread"], tuple(told["names"])) if told else None
+        measure = Measuring.read(told) if told else None
         return cls(
-            values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added), measure
-        )
+            values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added), measure,
+            values.get("sized"),
+        )  # fmt: skip
 
 
 def claim_of(sentence: str, names: Sequence[str]) -> NamedFinding | None:
@@ -146,8 +138,8 @@ def denial(sentence: str, said: Mapping[str, float]) -> float:
     """Probability that a sentence denies a finding: its only mistake is then an omission."""
     others = said["insertion"] + said["direction"] + said["size"]
     hint = _HINT if _DENIED.search(sentence.lower()) else -_HINT
-    odds = math.log(max(said["omission"], _LEAST**2)) - math.log(max(others, _LEAST**2)) + hint
-    return _bounded(1 / (1 + math.exp(-odds)))
+    odds = math.log(max(said["omission"], LEAST**2)) - math.log(max(others, LEAST**2)) + hint
+    return bounded(1 / (1 + math.exp(-odds)))
 
 
 def weigh(
@@ -164,41 +156,54 @@ def weigh(
         sizes: that the finding may have, if the sentence states one.
         weights: of the two.
     """
-    seen = seen_of(claim, presence, denied=denied, sizes=sizes)
+    seen = seen_of(claim, presence, denied=denied)
+    sized = sized_of(claim, presence, sizes=sizes)
+    how_sized = weights.seen if weights.sized is None else weights.sized
     scores = {
-        kind: weights.said * _log(said[kind])
-        + weights.seen * _log(seen[kind])
+        kind: weights.said * log(said[kind])
+        + weights.seen * log(seen[kind])
+        + how_sized * log(sized[kind])
         + weights.verdicts.get(kind, 0.0)
         for kind in VERDICTS
     }
-    return _shares(scores)
+    return shares(scores)
 
 
 def as_spoken(chances: Mapping[str, float]) -> dict[str, float]:
     """Verdicts on a dictated sentence: nobody misspells what he says, so a misspelt word was misheard."""
-    spoken = {kind: chance for kind, chance in chances.items() if kind != "typo"}
-    total = sum(spoken.values())
-    return {kind: chance / total for kind, chance in spoken.items()} if total else {AGREES: 1.0}
+    agrees = chances.get(AGREES, 0.0) + chances.get("typo", 0.0)
+    return {**chances, AGREES: agrees, "typo": 0.0}
 
 
-def seen_of(
-    claim: NamedFinding | None, presence: Presence, *, denied: float, sizes: Sizes
-) -> dict[str, float]:
-    """How likely every verdict is by the findings alone; even of what they tell nothing about."""
+def worst_of(chances: Mapping[str, float]) -> ErrorType:
+    """What is wrong with a doubted sentence; "typo" of one that is right `as_spoken`."""
+    if chances.get(AGREES, 0.0) > 0.5:
+        return "typo"
+    return max(ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
+
+
+def sized_of(claim: NamedFinding | None, presence: Presence, *, sizes: Sizes) -> dict[str, float]:
+    """How likely a finding that is there has the stated size under every verdict."""
+    known = claim and keys_of(claim, presence)
+    wrong = wrong_size(claim.size_mm, sizes) if claim and known else 0.5
+    return dict.fromkeys(VERDICTS, 1.0) | {AGREES: 1 - wrong, "size": wrong}
+
+
+def seen_of(claim: NamedFinding | None, presence: Presence, *, denied: float) -> dict[str, float]:
+    """How likely every verdict is by the findings alone, sizes aside; even of what they tell nothing about."""
     seen = dict.fromkeys(VERDICTS, 0.5)
     here = keys_of(claim, presence) if claim else []
     if claim is None or not here:
         return seen
-    absent = math.prod(1 - _bounded(presence[key]) for key in here)
-    there = _LEAST
+    absent = math.prod(1 - bounded(presence[key]) for key in here)
+    there = LEAST
     if claim.side:
-        there = _bounded(presence.get((claim.name, other_side(claim.side)), 0.0))
-    wrong_size = _wrong_size(claim.size_mm, sizes)
+        there = bounded(presence.get((claim.name, other_side(claim.side)), 0.0))
     stated = 1 - denied
     return seen | {
-        AGREES: denied * absent + stated * (1 - absent) * (1 - wrong_size),
+        AGREES: denied * absent + stated * (1 - absent),
         "omission": denied * (1 - absent),
-        "size": stated * (1 - absent) * wrong_size,
+        "size": stated * (1 - absent),
         "direction": stated * absent * there,
         "insertion": stated * absent * (1 - there),
     }
@@ -340,7 +345,7 @@ def _omitted(answer: Answer | None) -> str | None:
 
 def log_odds(chance: float) -> float:
     """Bounded, so that no answer outweighs all others."""
-    return math.log(_bounded(chance) / (1 - _bounded(chance)))
+    return math.log(bounded(chance) / (1 - bounded(chance)))
 
 
 def mended(sentence: str, kind: str, measured_mm: float | None, written: str | None) -> str | None:
@@ -432,62 +437,16 @@ def sizes_of(
     by much; that the words know it too, the weight of the words accounts for.
     """
     measure = weights.measure if weights else None
-    if measure and name not in measure.names:
+    if measure and name not in measure.spread:
         return {}
     read = ((parse_size_mm(words), chance) for words, chance in chances.items())
     said = {size_mm: chance for size_mm, chance in read if size_mm}
     if measured_mm is None or measure is None:
         return said
-    return weigh_sizes(said, measured_mm, measure)
-
-
-def weigh_sizes(said: Sizes, measured_mm: float, measure: Measuring) -> Sizes:
-    """Sizes by what is said and what is measured."""
-    return _shares(
-        {
-            size_mm: measure.words * _log(chance)
-            - 2.0 * math.log1p((math.log(size_mm / measured_mm) / measure.spread) ** 2)
-            for size_mm, chance in said.items()
-        }
-    )
+    return weigh_sizes(name, said, measured_mm, measure)
 
 
 def measure_of(name: str, side: Side | None, measured: MeasuredMm) -> float | None:
     """The size in mm of a finding; None of what has none, or of one of two sides."""
     keys = keys_of(NamedFinding(name, side), measured)
     return measured[keys[0]] if len(keys) == 1 else None
-
-
-def _shares(scores: Mapping[_Of, float]) -> dict[_Of, float]:
-    """Probabilities from logarithms of what is proportional to them."""
-    most = max(scores.values(), default=0.0)
-    shares = {key: math.exp(score - most) for key, score in scores.items()}
-    total = sum(shares.values())
-    return {key: share / total for key, share in shares.items()}
-
-
-def median_mm(sizes: Sizes) -> float | None:
-    """The size that the finding is as likely above as below; None of none."""
-    total = 0.0
-    for size_mm, chance in sorted(sizes.items()):
-        total += chance
-        if total >= 0.5 * sum(sizes.values()):
-            return size_mm
-    return None
-
-
-def _wrong_size(said_mm: float | None, sizes: Sizes) -> float:
-    """How likely a finding has another size than is said; what is beyond all sizes is the last of them."""
-    if not said_mm or not sizes:
-        return _LEAST
-    said_mm = min(max(said_mm, SIZES_MM[0]), SIZES_MM[-1])
-    far = (p for size_mm, p in sizes.items() if abs(math.log(said_mm / size_mm)) > _FAR)
-    return _bounded(sum(far))
-
-
-def _bounded(chance: float) -> float:
-    return min(max(chance, _LEAST), 1 - _LEAST)
-
-
-def _log(chance: float) -> float:
-    return math.log(max(chance, _LEAST**2))

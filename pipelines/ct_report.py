@@ -21,7 +21,7 @@ from multimodal import prompts
 from multimodal.backends import Backend, Finished, Region, Token, measured_in, total_usage
 from multimodal.messages import Study
 from pipelines.batch import Failed, run_each
-from pipelines.dictation import DictationPipeline
+from pipelines.dictation import DictationPipeline, Transcript
 from pipelines.evidence import (
     Agreement,
     Discrepancy,
@@ -52,7 +52,7 @@ class Case:
 
     study: Input
     report: str | None = None
-    dictation: Recording | None = None
+    dictation: Recording | Transcript | None = None
     question: str | None = None
     report_from_study: bool = False
     allow_burned_in: bool = False
@@ -67,14 +67,14 @@ class CtReportPipeline:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str
-        self, study: Input, report: str | None = None, dictation: Recording | None = None,
+        self, study: Input, report: str | None = None, dictation: Recording | Transcript | None = None,
         question: str | None = None, *, report_from_study: bool = False,
         allow_burned_in: bool = False, series: str | int | None = None,
         stream: Literal[False] = False,
     ) -> Reading: ...  # fmt: skip
     @overload
     def __call__(
-        self, study: Input, report: str | None = None, dictation: Recording | None = None,
+        self, study: Input, report: str | None = None, dictation: Recording | Transcript | None = None,
         question: str | None = None, *, report_from_study: bool = False,
         allow_burned_in: bool = False, series: str | int | None = None, stream: Literal[True],
     ) -> Iterator[Progress]: ...  # fmt: skip
@@ -85,7 +85,7 @@ class CtReportPipeline:
         self,
         study: Input | Iterable[Case | Input],
         report: str | None = None,
-        dictation: Recording | None = None,
+        dictation: Recording | Transcript | None = None,
         question: str | None = None,
         *,
         report_from_study: bool = False,
@@ -101,7 +101,7 @@ class CtReportPipeline:
                 words. A generator comes back then, `Failed` in the place of an input that could
                 not be read.
             report: its text.
-            dictation: a recording of (more of) the report.
+            dictation: a recording of (more of) the report, or its transcript.
             question: anything else to ask of the study.
             report_from_study: take the report from the study's own SR, PDF or CDA object instead.
             allow_burned_in: read pictures that may show text about the patient; look first.
@@ -169,7 +169,9 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     problems = [*told, *opened.problems, *typed.problems]
     session = Session(backend, volume, problems, {"read": time.perf_counter() - started})
     transcript = None
-    if case.dictation is not None:
+    if isinstance(case.dictation, Transcript):
+        transcript = case.dictation.text
+    elif case.dictation is not None:
         yield Step("dictation")
         with session.stage("dictation"):
             heard = DictationPipeline(backend).transcribe(case.dictation)

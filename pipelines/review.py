@@ -13,18 +13,18 @@ from encoders.errors import BadAnswer, ContextOverflow
 from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Finished, Region
+from multimodal.measuring import Sizes, median_mm
 from multimodal.review import (
     VERDICTS,
     Question,
-    Sizes,
     as_spoken,
     claim_of,
     denial,
     lacking,
-    median_mm,
     mended,
     omissions,
     weigh,
+    worst_of,
 )
 from multimodal.terms import mentions, spoken_of
 from pipelines.evidence import Discrepancy, Evidence, Finding, as_evidence, locate
@@ -50,10 +50,10 @@ def check_report(
 ) -> Iterator[Step | Discrepancy]:
     """Every sentence judged alone; then what the report, so corrected, still leaves out.
 
-    The sentences of `transcript`, which are among the report's, were dictated.
+    The report ends with the sentences of `transcript`, which were dictated.
     """
     sentences = prompts.split_sentences(report) if report else []
-    dictated = set(prompts.split_sentences(transcript)) if transcript else set()
+    num_typed = len(sentences) - len(prompts.split_sentences(transcript or ""))
     if report and not sentences:
         message = (
             "the report states nothing about the images (only technique, comparison or history),"
@@ -64,13 +64,16 @@ def check_report(
     for number, sentence in enumerate(sentences, 1):
         step = Step("review", number - 1, len(sentences))
         yield step
-        spoken, subject = sentence in dictated, f"sentence {number}"
-        found = yield from _judge(session, step, sentence, subject, spoken=spoken)
+        spoken = number > num_typed
+        found = yield from _judge(session, step, sentence, f"sentence {number}", spoken=spoken)
         if found is None:
             kept.append(sentence)
             continue
         if found.kind != "insertion":
             kept.append(found.correction or sentence)
+        if spoken and found.kind == "typo":
+            session.warnings.append(_misheard(sentence, found.correction))
+            continue
         # what was inserted is nowhere to be seen: only the words can be shown
         seen = found.kind != "insertion"
         proof = _proof(session, found.correction or sentence, regions) if seen else ()
@@ -87,32 +90,32 @@ def check_report(
 def _judge(
     session: Session, step: Step, sentence: str, subject: str, *, spoken: bool
 ) -> Generator[Step, None, _Judged | None]:
-    """What is wrong with a sentence, or None where the model sees no error."""
+    """What is wrong with a sentence, or None where the model sees no error.
+
+    A spoken one that is only misspelt was misheard: "typo".
+    """
     prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
     try:
         judged = session.ask(prompt, choices=VERDICTS)
         chances, sizes = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
-        if spoken:
-            _doubt_hearing(session, chances, subject)
-            chances = as_spoken(chances)
-        probability = 1.0 - chances.get(prompts.AGREES, 0.0)
-        if probability < 0.5:
+        if chances.get(prompts.AGREES, 0.0) > 0.5:
             return None
         said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
     except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
         return None
-    kind = max(prompts.ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
+    chances = as_spoken(chances) if spoken else chances
+    probability = 1.0 - chances.get(prompts.AGREES, 0.0)
+    kind = worst_of(chances)
     written = prompts.correction_in(said.text, kind)
     correction = mended(sentence, kind, median_mm(sizes), written)
     return _Judged(kind, correction, probability if judged.choices else None)
 
 
-def _doubt_hearing(session: Session, chances: Mapping[str, float], subject: str) -> None:
-    """Warn of a dictated sentence that looks misspelt."""
-    if chances.get("typo", 0.0) >= 0.5:
-        message = "a word of it may have been misheard; compare the transcript with what was said"
-        session.warnings.append(Problem("MISHEARD", message, subject))
+def _misheard(sentence: str, meant: str | None) -> Problem:
+    """A dictated sentence that looks misspelt."""
+    perhaps = f'; perhaps "{meant}" was said' if meant else ""
+    return Problem("MISHEARD", f"a word may have been misheard{perhaps}", f'"{sentence}"')
 
 
 def _weighed(

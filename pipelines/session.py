@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
+from multimodal.measuring import Sizes, median_mm
 from multimodal.messages import Message, Study, Text, user
-from multimodal.review import Key, MeasuredMm, Sizes, measure_of, median_mm, sizes_of
+from multimodal.review import Key, MeasuredMm, measure_of, sizes_of
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume

@@ -8,6 +8,7 @@ written into the checkpoint's configuration.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,18 +19,18 @@ import numpy as np
 
 from multimodal import prompts
 from multimodal.local import LocalBackend
+from multimodal.measuring import Measuring, Sizes, weigh_sizes
 from multimodal.review import (
     OMISSION,
     VERDICTS,
     Key,
-    Measuring,
     ReviewWeights,
     denial,
     log_odds,
     seen_of,
+    sized_of,
     sizes_of,
     surest_unspoken,
-    weigh_sizes,
 )
 from multimodal.training.cases import (
     CALIBRATION_SEED,
@@ -46,6 +47,7 @@ from multimodal.training.reviews import Heeded, heed, sizes_heeded
 from multimodal.training.world.reports import all_keys
 
 _FEW_SIZES = 20  # fewer say nothing about how far measures are off
+_ALIKE = 0.5  # by how much, in logarithms, the spreads of two findings are thought to differ
 Fitted = dict[str, tuple[float, float]]
 
 
@@ -161,24 +163,17 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     words alone.
     """
     words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), _fit_measure(answers, fitted))
-    said, seen, right, doubts, missing = [], [], [], [], []
+    said, seen, sized, right, doubts, missing = [], [], [], [], [], []
     for answer in answers:
-        presence = {
-            key: calibrated({"yes": p, "no": 1 - p}, fitted)["yes"]
-            for key, p in answer.presence.items()
-        }
+        presence = _calibrated_presence(answer, fitted)
         for line, verdict in zip(answer.lines, answer.right, strict=True):
             chances = calibrated(line.said, fitted)
-            seeing = seen_of(
-                line.claim,
-                presence,
-                denied=denial(line.text, chances),
-                sizes=sizes_heeded(
-                    replace(line, sizes=calibrated(line.sizes, fitted)), words_alone
-                ),
-            )
+            seeing = seen_of(line.claim, presence, denied=denial(line.text, chances))
+            heeded = replace(line, sizes=calibrated(line.sizes, fitted))
+            sizing = sized_of(line.claim, presence, sizes=sizes_heeded(heeded, words_alone))
             said.append([chances[kind] for kind in VERDICTS])
             seen.append([seeing[kind] for kind in VERDICTS])
+            sized.append([sizing[kind] for kind in VERDICTS])
             right.append(VERDICTS.index(verdict))
         unspoken = surest_unspoken(presence, answer.kept, sorted({n for n, _ in presence}))
         words = calibrated({OMISSION[0]: 1 - answer.omission, OMISSION[1]: answer.omission}, fitted)
@@ -186,10 +181,18 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
         missing.append(answer.left_out)
     if not right:
         return words_alone
-    verdicts = _fit_verdicts(np.log(np.maximum(said, 1e-8)), np.log(np.maximum(seen, 1e-8)), right)
+    of_each = [np.log(np.maximum(chances, 1e-8)) for chances in (said, seen, sized)]
+    weights, added = _fit_verdicts(np.stack(of_each), right)
     left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
-    added = dict(zip(VERDICTS[1:], verdicts[2:], strict=True))
-    return ReviewWeights(verdicts[0], verdicts[1], added, left_out, words_alone.measure)
+    by_kind = dict(zip(VERDICTS[1:], added, strict=True))
+    return ReviewWeights(weights[0], weights[1], by_kind, left_out, words_alone.measure, weights[2])
+
+
+def _calibrated_presence(answer: Answers, fitted: Fitted) -> dict[Key, float]:
+    return {
+        key: calibrated({"yes": p, "no": 1 - p}, fitted)["yes"]
+        for key, p in answer.presence.items()
+    }
 
 
 def calibrated(chances: Mapping[str, float], fitted: Fitted) -> dict[str, float]:
@@ -204,46 +207,76 @@ def calibrated(chances: Mapping[str, float], fitted: Fitted) -> dict[str, float]
     return dict(zip(chances, (shares / shares.sum()).tolist(), strict=True))
 
 
-def _fit_verdicts(said: np.ndarray, seen: np.ndarray, right: Sequence[int]) -> list[float]:
+def _fit_verdicts(opinions: np.ndarray, right: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Of logarithms `[opinions, sentences, verdicts]` the weights, and what is added to each mistake."""
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
-    rows = np.arange(len(right))
+    rows, num = np.arange(len(right)), len(opinions)
 
-    def loss(weights: np.ndarray) -> float:
-        scores = weights[0] * said + weights[1] * seen
-        scores[:, 1:] += weights[2:]
+    def loss(fitting: np.ndarray) -> float:
+        scores = np.tensordot(fitting[:num], opinions, 1)
+        scores[:, 1:] += fitting[num:]
         lost = logsumexp(scores, 1) - scores[rows, list(right)]
-        return float(lost.mean() + 1e-3 * (weights[2:] ** 2).sum())  # some mistakes are rare
+        return float(lost.mean() + 1e-3 * (fitting[num:] ** 2).sum())  # some mistakes are rare
 
-    start = np.r_[1.0, 0.0, np.zeros(len(VERDICTS) - 1)]
-    heeded = [(0.0, None)] * 2  # neither may speak for its opposite
+    start = np.r_[1.0, np.zeros(num - 1 + len(VERDICTS) - 1)]
+    heeded = [(0.0, None)] * num  # none may speak for its opposite
     bounds = [*heeded, *[(None, None)] * (len(VERDICTS) - 1)]
-    return [float(weight) for weight in minimize(loss, start, bounds=bounds).x]
+    found = minimize(loss, start, bounds=bounds).x.tolist()
+    return found[:num], found[num:]
 
 
 def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> Measuring | None:
-    """What is said and what is measured, so weighed that true sizes are likeliest; None of few."""
+    """What is said and what is measured, so weighed that true sizes are likeliest; None of few.
+
+    A finding counts as much as it is held to be there: the size of what is not seen nobody states.
+    Spreads of findings differ from that of all together only as far as their sizes prove it.
+    """
     from scipy.optimize import minimize
 
-    sized = [size for answer in answers for size in answer.sizes if size.measured_mm is not None]
-    if len(sized) < _FEW_SIZES:
+    rows = [
+        _Measured(
+            size.name,
+            sizes_of(size.name, calibrated(size.said, fitted), None, None),
+            size.measured_mm,
+            prompts.SIZES_MM[_nearest(size.true_mm)],
+            _calibrated_presence(answer, fitted).get((size.name, size.side), 1.0),
+        )
+        for answer in answers
+        for size in answer.sizes
+        if size.measured_mm is not None
+    ]
+    if len(rows) < _FEW_SIZES:
         return None
-    names = tuple(sorted({size.name for size in sized}))
-    read = [sizes_of(size.name, calibrated(size.said, fitted), None, None) for size in sized]
-    true = [prompts.SIZES_MM[_nearest(size.true_mm)] for size in sized]
+    names = sorted({row.name for row in rows})
 
     def loss(fitting: np.ndarray) -> float:
-        words, spread = np.exp(fitting).tolist()
-        measure = Measuring(words, spread, names)
-        likely = [
-            weigh_sizes(said, size.measured_mm or 0.0, measure)[true_mm]
-            for said, size, true_mm in zip(read, sized, true, strict=True)
-        ]
-        return -float(np.log(np.maximum(likely, 1e-12)).mean())
+        words, *spreads = np.exp(fitting).tolist()
+        measure = Measuring(words, dict(zip(names, spreads, strict=True)))
+        lost = sum(row.seen * row.lost(measure) for row in rows)
+        apart = (fitting[1:] - fitting[1:].mean()) / _ALIKE
+        return lost + float((apart**2).sum()) / 2
 
-    words, spread = np.exp(minimize(loss, np.log([0.5, 0.2]), method="Nelder-Mead").x).tolist()
-    return Measuring(words, spread, names)
+    start = np.log([0.5, *[0.2] * len(names)])
+    words, *spreads = np.exp(minimize(loss, start).x).tolist()
+    return Measuring(words, dict(zip(names, spreads, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A finding's size: what is said, measured and true, and how surely it is there."""
+
+    name: str
+    said: Sizes
+    measured_mm: float
+    true_mm: float
+    seen: float
+
+    def lost(self, measure: Measuring) -> float:
+        """Minus the logarithm of the true size's probability."""
+        likely = weigh_sizes(self.name, self.said, self.measured_mm, measure)
+        return -math.log(max(likely[self.true_mm], 1e-12))
 
 
 def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from multimodal.backends import Finished, GenerateOptions, Token, collect, measu
 from multimodal.configuration import MultimodalConfig
 from multimodal.local import LocalBackend
 from multimodal.messages import Study, user
-from multimodal.prompts import NamedFinding
+from multimodal.prompts import NamedFinding, Side
 from multimodal.review import Key, MeasuredMm, measure_of
 from multimodal.training.world.dialogues import Dialogue, ask
 from multimodal.training.world.mistakes import Faulty, faulty_report
@@ -98,6 +98,7 @@ class Sized(NamedTuple):
     """A finding's size: how likely each of `prompts.SIZES` is said to be, measured, and true."""
 
     name: str
+    side: Side | None
     said: Mapping[str, float]
     measured_mm: float | None
     true_mm: float
@@ -138,7 +139,7 @@ class Talk:
         sized = [(f.name, f.side, f.size_mm) for f in truth if f.size_mm is not None]
         asked = [prompts.ask_size(name, side) for name, side, _ in sized]
         return [
-            Sized(name, answer.choices, measure_of(name, side, self.measured), true_mm)
+            Sized(name, side, answer.choices, measure_of(name, side, self.measured), true_mm)
             for (name, side, true_mm), answer in zip(
                 sized, self.ask_all(asked, prompts.SIZES), strict=True
             )

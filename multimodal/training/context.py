@@ -98,5 +98,5 @@ def _source(model: MultimodalForConditionalGeneration, work_dir: Path, crowded: 
     counted = torch.from_numpy(corpus.cover[training[:_COUNTED]])
     shown = torch.stack([patch_targets(of.float() / 255.0).sum((0, 1)) for of in counted]).mean(0)
     kind = ("ordinary", "crowded")[crowded]
-    least = shown.clamp(min=1 / _COUNTED).to(model.device)
-    return _Source(kind, corpus, features, training, least)
+    shown = shown.clamp(min=1 / len(counted)).to(model.device)
+    return _Source(kind, corpus, features, training, shown)

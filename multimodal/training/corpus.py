@@ -207,7 +207,7 @@ def open_corpus(work_dir: Path, *, crowded: bool = False) -> Corpus:
         InvalidOption: there is none.
     """
     folder = work_dir / _FOLDERS[crowded]
-    if not (folder / "make.json").is_file():
+    if not (folder / "done.npy").is_file():
         raise InvalidOption(f"{folder} holds no studies; run the stage 'corpus' first")
     return Corpus(folder)
 

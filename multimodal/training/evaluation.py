@@ -27,8 +27,9 @@ import torch
 from multimodal import prompts
 from multimodal.backends import DEMO, Finished, GenerateOptions, Region, collect
 from multimodal.local import LocalBackend
+from multimodal.measuring import median_mm
 from multimodal.messages import Audio, Study, user
-from multimodal.review import OMISSION, Key, ReviewWeights, median_mm, sizes_of
+from multimodal.review import OMISSION, Key, ReviewWeights, sizes_of
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.terms import is_chinese
 from multimodal.training.audio_pretraining import dictate, edit_distance

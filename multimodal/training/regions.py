@@ -24,13 +24,13 @@ from multimodal.training.loop import Schedule, Stage, move, train
 from multimodal.training.measures import area, balanced, mean
 
 SIZE = 2.0  # weight of the size error beside that of presence
-HIDDEN = 0.2  # share of the features that no step sees: else it knows its studies by heart
+HIDDEN = 0.2  # share of the features hidden anew in each step: else it knows its studies by heart
 
 
 def train_regions(
     model: MultimodalForConditionalGeneration, work_dir: Path, schedule: Schedule, *, seed: int = 0
 ) -> None:
-    """Train the region head in place, half of the studies in a mirror."""
+    """Train the region head in place, one batch in two in a mirror."""
     corpus, features = open_corpus(work_dir), encode_corpus(model, work_dir)
     head, device = model.region_head, model.device
     head.requires_grad_(True)
@@ -38,17 +38,21 @@ def train_regions(
     present, sizes = truth_of(corpus, model.config.regions)
     training = np.array(corpus.training())
 
-    def draw(_step: int, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-        return torch.from_numpy(rng.choice(training, schedule.batch_size)), rng.random() < 0.5
+    shape = (schedule.batch_size, *seen.features.shape[1:])
 
-    def loss(drawn: tuple[torch.Tensor, bool]) -> tuple[str, torch.Tensor]:
-        chosen, turned = drawn
+    def draw(_step: int, rng: np.random.Generator) -> tuple[torch.Tensor, bool, torch.Tensor]:
+        """Which studies, whether in a mirror, and by what their features are multiplied."""
+        chosen = torch.from_numpy(rng.choice(training, schedule.batch_size))
+        shown = torch.from_numpy(rng.random(shape, np.float32) >= HIDDEN)
+        return chosen, rng.random() < 0.5, shown / (1 - HIDDEN)
+
+    def loss(drawn: tuple[torch.Tensor, bool, torch.Tensor]) -> tuple[str, torch.Tensor]:
+        chosen, turned, shown = drawn
         some, wanted, size = _some(seen, chosen, device), present[chosen], sizes[chosen]
         if turned:
             some, others = mirrored(some, model.config.regions)
             wanted, size = wanted[:, others], size[:, others]
-        hidden = nn.functional.dropout(some.features, HIDDEN)
-        logit, log_size = head(replace(some, features=hidden))
+        logit, log_size = head(replace(some, features=some.features * move(shown, device)))
         wanted, size = move(wanted, device), move(size, device)
         lost = nn.functional.binary_cross_entropy_with_logits(logit, wanted)
         known = size.isfinite()
@@ -99,7 +103,7 @@ def mirrored(
 ) -> tuple[Regions, list[int]]:
     """Studies `[studies, regions, ...]` whose right is left, and of each region the other side's column.
 
-    The tower learned half of its slices in a mirror, so features may stay as they are.
+    Features stay as they are: roughly right, as the tower learned half of its slices in a mirror.
     """
     others = [regions.index((name, other_side(side) if side else None)) for name, side in regions]
     turned = Regions(*(getattr(seen, f.name)[:, others] for f in fields(Regions)))

@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multimodal import prompts
+from multimodal.measuring import Sizes, median_mm
 from multimodal.prompts import NamedFinding
 from multimodal.review import (
     VERDICTS,
     Missing,
     Presence,
     ReviewWeights,
-    Sizes,
     as_spoken,
     claim_of,
     denial,
     keys_of,
     measure_of,
-    median_mm,
     mended,
     omissions,
     sizes_of,
     weigh,
+    worst_of,
 )
 from multimodal.training.cases import Talk
 from multimodal.training.measures import Judged, Judgement, Mended
@@ -102,24 +102,28 @@ def judge_report(
     *,
     dictated: bool = False,
 ) -> Judgement:
-    """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out."""
+    """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out.
+
+    The sentences of one that was `dictated` are as they were heard.
+    """
     names = sorted({name for name, _ in presence})
     texts = [line.text for line in report.lines]
     heeded = heed(texts, talk, names)
     chances = [_weighed(h, presence, weights) if weights else h.said for h in heeded]
+    doubted = [number for number, c in enumerate(chances) if 1 - c[prompts.AGREES] >= 0.5]
     if dictated:
         chances = [as_spoken(chance) for chance in chances]
     wrong = [1 - chance[prompts.AGREES] for chance in chances]
-    doubted = [number for number, chance in enumerate(wrong) if chance >= 0.5]
     asked = [prompts.CHECK_SENTENCE.format(sentence=texts[number]) for number in doubted]
     said: dict[tuple[str, int], str | None] = {}
     kept: list[str | None] = list(texts)
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
-        kind = max(prompts.ERROR_TYPES, key=lambda error: chances[number].get(error, 0.0))
+        kind = worst_of(chances[number])
         written = prompts.correction_in(answer.text, kind)
         measured_mm = median_mm(sizes_heeded(heeded[number], weights)) if weights else None
         better = mended(texts[number], kind, measured_mm, written)
-        said[kind, number] = better
+        if not (dictated and kind == "typo"):
+            said[kind, number] = better
         kept[number] = None if kind == "insertion" else better or texts[number]
     missing = _missing(
         [text for text in kept if text], talk, presence, weights, like=" ".join(texts)

@@ -75,8 +75,11 @@ def show_series(room: Room, *, allow_burned_in: bool) -> Iterator[Opened]:
     yield Opened(room.describe(), volume)
 
 
-def review(room: Room, backend: Backend, report: str) -> Iterator[dict[str, Any]]:
-    """Read the open series with its report; stops between two questions once the room says so.
+def review(
+    room: Room, backend: Backend, report: str, dictated: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Read the open series with its report, typed and dictated; stops between two questions once the
+    room says so.
 
     Raises:
         MissingInput: no study is open.
@@ -90,7 +93,8 @@ def review(room: Room, backend: Backend, report: str) -> Iterator[dict[str, Any]
     points: list[dict[str, Any]] = []
     step = Step("look")
     read = pipeline("ct-report", backend)
-    with closing(read(room.volume, report.strip() or None, stream=True)) as events:  # type: ignore[type-var]
+    heard = Transcript(dictated.strip(), ()) if dictated.strip() else None
+    with closing(read(room.volume, report.strip() or None, heard, stream=True)) as events:  # type: ignore[type-var]
         for event in events:
             if room.stopped.is_set():
                 yield {"state": "stopped", "findings": findings, "points": points}

@@ -233,9 +233,8 @@ def _connect_review(rooms: Rooms, backend: Backend, buttons: Any, boxes: Any, sh
 
     def reviewed(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         room = rooms.of(request.session_hash)
-        words = "\n\n".join(text.strip() for text in (report, dictated) if text and text.strip())
         with errors_as_help():
-            for value in flows.review(room, backend, words):
+            for value in flows.review(room, backend, report or "", dictated or ""):
                 room.words |= {report, dictated} - {""}
                 yield value, gr.Group(visible=value["state"] == "done")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from multimodal.backends import DEMO, load_backend
+from multimodal.measuring import Measuring
 from multimodal.messages import Study
 from multimodal.training.evaluation import card_table
 
@@ -77,9 +78,10 @@ def test_its_stated_probabilities_were_calibrated_and_its_card_tells_what_is_lef
     assert measured["seeing"]["report ECE"] < 0.03
     weights = config["review_weights"]
     assert min(weights["said"], weights["seen"]) > 0  # both are heeded
-    assert min(weights["measure"]["words"], weights["measure"]["spread"]) > 0.01
-    assert "nodule" in weights["measure"]["names"]
-    assert "pneumothorax" not in weights["measure"]["names"]
+    spread = Measuring.read(weights["measure"]).spread
+    assert min(weights["measure"]["words"], *spread.values()) > 0.01
+    assert "nodule" in spread
+    assert "pneumothorax" not in spread
     assert all(added < 0.5 for added in weights["verdicts"].values())
 
 

@@ -18,6 +18,7 @@ from multimodal.prompts import CHECK_SENTENCE, FIND_OMISSION, LIST_FINDINGS
 from pipelines import pipeline
 from pipelines.batch import Failed
 from pipelines.ct_report import Case, CtReportPipeline
+from pipelines.dictation import Transcript
 from pipelines.evidence import Reading
 from tests.makers import FakeBackend
 
@@ -220,24 +221,39 @@ def test_dictation_is_joined_to_the_report_and_told_apart(volume: Volume, speech
     assert "dictation" in reading.timings_s
 
 
+MISSPELT = "There is a left noddle."
+
+
 @pytest.mark.parametrize(
-    ("kind", "typed", "told", "warned"),
-    [("typo", True, ["typo"], []), ("typo", False, [], [("MISHEARD", "sentence 1")]),
-     ("direction", False, ["direction"], [])],
-)  # fmt: skip
+    ("kind", "typed", "told"),
+    [("typo", True, ["typo"]), ("typo", False, []), ("direction", False, ["direction"])],
+)
 def test_a_word_misheard_in_a_dictation_is_no_mistake_of_the_report(
-    volume: Volume, speech: np.ndarray, kind: str, typed: bool, told: list[str],
-    warned: list[tuple[str, str]],
-):  # fmt: skip
-    words = "There is a left noddle."
+    volume: Volume, speech: np.ndarray, kind: str, typed: bool, told: list[str]
+):
+    """Nor is what it was meant to say left out."""
+    meant = "There is a left nodule."
     backend = FakeBackend(
-        answers={"Transcribe": words, words: f"{kind}: There is a left nodule."},
-        chances={f"images? {words}": 0.2},
+        answers={"Transcribe": MISSPELT, MISSPELT: f"{kind}: {meant}"},
+        chances={f"images? {MISSPELT}": 0.2, "a left nodule?": 0.97 if kind == "typo" else 0.01},
     )
-    reading = read(backend, volume, *((words,) if typed else (None, (speech, 16000))))
+    reading = read(backend, volume, *((MISSPELT,) if typed else (None, (speech, 16000))))
     assert [point.type for point in reading.discrepancies] == told
-    assert [(w.code, w.subject) for w in reading.warnings] == warned
     assert reading.agreement == ("disagrees" if told else "agrees")
+    misheard = [w for w in reading.warnings if w.code == "MISHEARD"]
+    assert bool(misheard) == (not told)
+    for warning in misheard:
+        assert (MISSPELT in warning.subject, meant in warning.message) == (True, True)
+
+
+def test_what_was_typed_and_dictated_in_the_same_words_is_judged_as_each(volume: Volume):
+    backend = FakeBackend(answers={MISSPELT: "typo: There is a left nodule."},
+                          chances={f"images? {MISSPELT}": 0.2})  # fmt: skip
+    reading = read(backend, volume, MISSPELT, Transcript(MISSPELT, ()))
+    assert [point.type for point in reading.discrepancies] == ["typo"]
+    assert [w.code for w in reading.warnings] == ["MISHEARD"]
+    assert reading.report_source == "given text and dictation"
+    assert not any("Transcribe" in prompt for prompt in backend.asked)
 
 
 def test_many_studies_come_one_by_one_and_a_bad_one_is_named(volume: Volume, tmp_path: Path):

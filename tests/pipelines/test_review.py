@@ -11,8 +11,9 @@ import pytest
 from encoders.dicom import Volume, load_volume
 from encoders.features import Source
 from multimodal.backends import Region
+from multimodal.measuring import Measuring
 from multimodal.prompts import CHECK_SENTENCE
-from multimodal.review import MAX_OMISSIONS, Measuring, ReviewWeights
+from multimodal.review import MAX_OMISSIONS, ReviewWeights
 from pipelines.ct_report import CtReportPipeline
 from pipelines.evidence import Reading
 from tests.makers import FakeBackend
@@ -63,7 +64,7 @@ def test_where_the_words_leave_a_size_open_the_measure_of_its_region_decides(
     backend = fake({}, left_nodule=0.99)  # every size is as likely
     backend.regions, backend.review = (
         (region,),
-        replace(BOTH, measure=Measuring(1.0, 0.1, ("nodule",))),
+        replace(BOTH, measure=Measuring(1.0, {"nodule": 0.1})),
     )
     backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6
     reading = read(backend, volume, AGREED)

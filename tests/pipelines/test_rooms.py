@@ -151,6 +151,21 @@ def test_a_review_tells_its_steps_and_ends_with_the_marked_report(
     json.dumps(values, allow_nan=False)
 
 
+def test_what_was_dictated_on_the_page_is_judged_as_dictated(
+    room: Room, phantom_series: Path, backend: FakeBackend
+):
+    opened(room, phantom_series)
+    words = "A left noddle."
+    backend.answers = {words: "typo: A left nodule."} | backend.answers
+    backend.chances = {words: 0.1} | backend.chances
+    list(flows.review(room, backend, REPORT, f" {words} "))
+    reading = room.judged()
+    assert reading.transcript == words
+    assert reading.report == f"{REPORT}\n\n{words}"
+    assert [w.code for w in reading.warnings] == ["MISHEARD"]
+    assert words not in [point.sentence for point in reading.discrepancies]
+
+
 def test_the_room_gives_the_reading_that_the_pipeline_gives(
     room: Room, phantom_series: Path, backend: FakeBackend
 ):

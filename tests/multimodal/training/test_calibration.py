@@ -14,24 +14,29 @@ from multimodal.training.cases import Sized
 from multimodal.training.reviews import Heeded
 
 RIGHT, LEFT = ("nodule", "right"), ("nodule", "left")
-TRUE_SAID, TRUE_SEEN, RARER = 0.8, 0.4, -1.5
+TRUE_SAID, TRUE_SEEN, TRUE_SIZED, RARER = 0.8, 0.4, 0.9, -1.5
 
 
 def _answers(count: int) -> list[Answers]:
-    """Sentences about a right nodule; verdicts drawn from said^0.8 seen^0.4, all mistakes rarer."""
+    """Sentences about a right nodule; verdicts drawn from said^0.8 seen^0.4 sized^0.9, all mistakes rarer."""
     rng = np.random.default_rng(0)
-    true = ReviewWeights(TRUE_SAID, TRUE_SEEN, dict.fromkeys(VERDICTS[1:], RARER), (0.7, 0.5, -1.0))
-    claim, text = NamedFinding("nodule", "right"), "There is a right nodule."
+    rarer = dict.fromkeys(VERDICTS[1:], RARER)
+    true = ReviewWeights(TRUE_SAID, TRUE_SEEN, rarer, (0.7, 0.5, -1.0), sized=TRUE_SIZED)
+    claim, text = NamedFinding("nodule", "right", 14.0), "There is a 14 mm right nodule."
     answers = []
     for _ in range(count):
         shares = rng.dirichlet([1.5, 1e-3, 0.8, 0.8, 0.4, 0.2, 0.2])
         said = dict(zip(VERDICTS, np.maximum(shares, 1e-7).tolist(), strict=True))
         presence = {RIGHT: rng.random(), LEFT: rng.random()}
-        verdicts = weigh(said, claim, presence, denied=denial(text, said), sizes={}, weights=true)
+        chance = rng.random()
+        verdicts = weigh(
+            said, claim, presence, denied=denial(text, said),
+            sizes={14.0: chance, 30.0: 1 - chance}, weights=true,
+        )  # fmt: skip
         right = str(rng.choice(list(verdicts), p=list(verdicts.values())))
         omission, told = rng.random(), [text]
         missing = rng.random() < left_out(omission, presence[LEFT], true)
-        heeded = [Heeded(text, said, claim, {}, None)]
+        heeded = [Heeded(text, said, claim, {"14 mm": chance, "30 mm": 1 - chance}, None)]
         answers.append(Answers([], [], presence, heeded, [right], told, omission, missing))
     return answers
 
@@ -40,6 +45,7 @@ def test_the_weights_that_drew_the_verdicts_are_found_again() -> None:
     found = fit_review(_answers(3000), {})
     assert found.said == pytest.approx(TRUE_SAID, abs=0.1)
     assert found.seen == pytest.approx(TRUE_SEEN, abs=0.1)
+    assert found.sized == pytest.approx(TRUE_SIZED, abs=0.15)
     assert found.verdicts["insertion"] == pytest.approx(RARER, abs=0.25)
     assert found.left_out == pytest.approx((0.7, 0.5, -1.0), abs=0.15)
 
@@ -49,11 +55,32 @@ def test_a_measure_counts_by_how_far_it_was_off() -> None:
     rng = np.random.default_rng(1)
     even = dict.fromkeys(SIZES, 1 / len(SIZES))
     off = rng.standard_t(3, 300) * 0.2 / math.sqrt(3)
-    sizes = [Sized("nodule", even, 20.0 * math.exp(-x), 20.0) for x in off.tolist()]
+    spreads = {"nodule": 0.2, "mass": 0.05, "renal cyst": 0.4}
+    sizes = [
+        Sized(name, None, even, 20.0 * math.exp(-spread / 0.2 * x), 20.0)
+        for name, spread in spreads.items()
+        for x in off.tolist()
+    ]
     found = fit_review([Answers([], sizes, {}, [], [], [], 0.0, False)], {})
     assert found.measure is not None
-    assert found.measure.spread == pytest.approx(0.2, rel=0.2)
-    assert found.measure.names == ("nodule",)
+    assert found.measure.spread == pytest.approx(spreads, rel=0.2)
+    few_of_one = fit_review(
+        [Answers([], [*sizes[:300], *sizes[300:302]], {}, [], [], [], 0.0, False)], {}
+    )
+    assert few_of_one.measure is not None
+    assert few_of_one.measure.spread["nodule"] == pytest.approx(0.2, rel=0.2)
+    assert 0.05 < few_of_one.measure.spread["mass"] < 0.2  # two say that it is less, not how much
+    unseen = {("nodule", "left"): 0.001}
+    wild = [Sized("nodule", "left", even, 70.0 * math.exp(x), 20.0) for x in off.tolist()]
+    both = [
+        Answers([], sizes[:300], {}, [], [], [], 0.0, False),
+        Answers([], wild, unseen, [], [], [], 0.0, False),
+    ]
+    found = fit_review(both, {})
+    assert found.measure is not None
+    assert found.measure.spread["nodule"] == pytest.approx(
+        0.2, rel=0.2
+    )  # what is not seen says nothing
     few = fit_review([Answers([], sizes[:5], {}, [], [], [], 0.0, False)], {})
     assert few.measure is None
 

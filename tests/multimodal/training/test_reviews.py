@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from multimodal import prompts
+from multimodal.measuring import Measuring
 from multimodal.prompts import SIZES, NamedFinding, Verdict
-from multimodal.review import VERDICTS, Key, Measuring, ReviewWeights
+from multimodal.review import VERDICTS, Key, ReviewWeights
 from multimodal.training.measures import Mended
 from multimodal.training.reviews import judge_report, without_typos
 from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
@@ -130,7 +131,7 @@ def test_a_measure_decides_what_the_words_leave_open_as_in_the_pipeline() -> Non
             return super().ask(prompt, choices)
 
     seen = {NODULE: 0.999, ("nodule", "left"): 0.001}
-    measuring = replace(WEIGHTS, seen=1.0, measure=Measuring(1.0, 0.02, ("nodule",)))
+    measuring = replace(WEIGHTS, seen=1.0, measure=Measuring(1.0, {"nodule": 0.02}))
     even = Even(report, 1 / len(VERDICTS), measured={NODULE: 20.0})
     found = judge_report(report, even, seen, measuring)  # type: ignore[arg-type]
     assert found.said == {("size", 0)}
@@ -215,23 +216,16 @@ def test_a_report_is_dictated_without_its_misspellings_and_judged_for_all_else()
     assert [line.text for line in spoken.lines] == [meant, planted.lines[0].text]
     assert [line.mistake for line in spoken.lines] == [None, planted.lines[0].mistake]
 
-    class Knows(Oracle):
-        """Is sure, or else agrees."""
-
-        def ask(self, prompt: str, choices: tuple[str, ...] = ()) -> Any:
-            answer = super().ask(prompt, choices)
-            if prompts.AGREES in answer.choices:
-                sure = {kind: p for kind, p in answer.choices.items() if p >= 0.5}
-                answer.choices |= {kind: sure.get(kind, 0.0) for kind in choices}
-                answer.choices[prompts.AGREES] += 1.0 - sum(answer.choices.values())
-            return answer
-
     misheard = replace(spoken, lines=(replace(spoken.lines[0], text=typo.text), *planted.lines))
-    knows = Knows(report, 0.99)
+    knows = Oracle(report, 0.99)  # and holds all else for as likely
     seen = {NODULE: 0.9, EFFUSION: 0.9}
     as_typed = judge_report(misheard, knows, seen, None)  # type: ignore[arg-type]
     heard = judge_report(misheard, knows, seen, None, dictated=True)  # type: ignore[arg-type]
     assert as_typed.said == {("typo", 0), ("direction", 1), ("omission", -2)}
     assert heard.said == heard.true == {("direction", 1), ("omission", -2)}
     assert [wrong for wrong, _ in heard.stated] == [False, True, True]
+    lines = tuple(replace(line, mistake=None) for line in misheard.lines[:1])
+    alone = replace(misheard, lines=lines, left_out=(), lacking=())
+    right = judge_report(alone, knows, {NODULE: 0.9}, WEIGHTS, dictated=True)  # type: ignore[arg-type]
+    assert not right.said  # nor does it leave out what it was meant to say
     assert [chance >= 0.5 for _, chance in heard.stated] == [False, True, True]
