@@ -66,7 +66,7 @@ STAGES = (
     "hearing",
     "save",
 )
-NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 600, 240
+NUM_NOVELTY, NUM_DRAWN, NUM_CALIBRATED = 2000, 600, 360
 NOVELTY_SEED = 700_000  # beyond every corpus
 SAMPLE_SEED = 900_003  # beyond every corpus; of 40 drawn, one whose reading makes a clear example
 SAMPLE_SHAPE = (48, 256, 256)

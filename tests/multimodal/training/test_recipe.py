@@ -145,6 +145,9 @@ def _measures_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["out of range"]["generated: greatest distance"] > 0
     assert set(found["reading"]) == {"read DICOM", "encode", "prefill", "decode", "in all"}
     assert found["gate_studies"] == 2
+    ways = {way: {name for name in found["dictated"] if name.endswith(f", {way}")}
+            for way in ("typed", "dictated")}  # fmt: skip
+    assert [len(names) for names in ways.values()] == [3, 3]
     skipped = [row["MLP skipped, decoding"] for row in found["sparsity"]]
     assert skipped == sorted(skipped)
     assert skipped[0] == 0.0

@@ -229,3 +229,47 @@ def test_a_report_is_dictated_without_its_misspellings_and_judged_for_all_else()
     right = judge_report(alone, knows, {NODULE: 0.9}, WEIGHTS, dictated=True)  # type: ignore[arg-type]
     assert not right.said  # nor does it leave out what it was meant to say
     assert [chance >= 0.5 for _, chance in heard.stated] == [False, True, True]
+
+
+def test_dictating_is_measured_on_what_is_heard_of_the_report_as_it_should_be_spelt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from multimodal.training import evaluation
+    from multimodal.training.world import dictation
+
+    planted = _planted()
+    meant, noduel = "There is a left pleural effusion.", "There is a left pleural efusion."
+    about = NamedFinding(*EFFUSION)  # type: ignore[arg-type]
+    typo = Mistake(noduel, Verdict("typo", meant), about)
+    report = Faulty((Line(noduel, about, mistake=typo), *planted.lines), ())
+    oracle: Any = Oracle(report, 0.999)
+    oracle.right[meant] = Verdict(None)
+    seen = {NODULE: 0.99, EFFUSION: 0.99}
+    oracle.presence = lambda keys: {
+        k: SimpleNamespace(choices={"yes": seen.get(k, 0.01)}) for k in keys
+    }
+    words = SimpleNamespace(findings=(("nodule", True), ("pleural effusion", True)), elsewhere=())
+    vocabulary = replace(WORLDS["body"].vocabularies[0], findings=words.findings, elsewhere=())
+    case = SimpleNamespace(report=report, vocabulary=vocabulary)
+    config = SimpleNamespace(review_weights=None)
+    backend = SimpleNamespace(model=SimpleNamespace(config=config))
+    monkeypatch.setattr(evaluation, "_backend", lambda _model: backend)
+    monkeypatch.setattr(evaluation, "_cases", lambda _model, _seeds: [case])
+    monkeypatch.setattr(evaluation, "Talk", lambda _backend, _case: oracle)
+    spoken: list[str] = []
+    monkeypatch.setattr(dictation, "synthesise", lambda text, _voice, _rng: spoken.append(text))
+
+    def measured(hears: str) -> list[Any]:
+        """Typed and dictated, where the first sentence is heard as that."""
+        heard = iter([hears, planted.lines[0].text])
+        monkeypatch.setattr(evaluation, "hear", lambda _backend, _speech: next(heard))
+        ways = evaluation.dictated_reports(None, range(1))  # type: ignore[arg-type]
+        return [scores.reports for scores in ways]
+
+    (typed,), (dictated,) = measured(meant)
+    assert spoken == [meant, planted.lines[0].text]  # nobody says a misspelling
+    assert typed.said == dictated.said == typed.true == dictated.true == {("direction", 1)}
+    (typed,), (dictated,) = measured(noduel)
+    assert dictated.said == typed.said  # what was misheard is none of the report's mistakes
+    (typed,), (dictated,) = measured(planted.lines[0].text)
+    assert dictated.said != typed.said  # another meaning is
