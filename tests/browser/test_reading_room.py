@@ -422,7 +422,7 @@ def test_what_is_given_while_a_study_still_opens_is_not_lost(page: Any, tmp_path
         page.locator(".cr-row").wait_for()  # shown first; the rest still comes
         upload.set_input_files(tmp_path / "notes.txt")
         told.wait_for()
-        page.get_by_text("no DICOM image found (notes.txt").click()
+        page.locator(".toast-close").click()
         told.wait_for(state="detached")
 
 
