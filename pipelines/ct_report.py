@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from encoders.dicom import Volume
     from pipelines.dictation import Recording
 
+    Dictation = Recording | Transcript
     Input = str | Path | Scanned | Volume
     Progress = Step | Finding | Discrepancy | Token | Reading
 
@@ -52,7 +53,7 @@ class Case:
 
     study: Input
     report: str | None = None
-    dictation: Recording | Transcript | None = None
+    dictation: Dictation | None = None
     question: str | None = None
     report_from_study: bool = False
     allow_burned_in: bool = False
@@ -67,14 +68,14 @@ class CtReportPipeline:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is an iterable of str
-        self, study: Input, report: str | None = None, dictation: Recording | Transcript | None = None,
+        self, study: Input, report: str | None = None, dictation: Dictation | None = None,
         question: str | None = None, *, report_from_study: bool = False,
         allow_burned_in: bool = False, series: str | int | None = None,
         stream: Literal[False] = False,
     ) -> Reading: ...  # fmt: skip
     @overload
     def __call__(
-        self, study: Input, report: str | None = None, dictation: Recording | Transcript | None = None,
+        self, study: Input, report: str | None = None, dictation: Dictation | None = None,
         question: str | None = None, *, report_from_study: bool = False,
         allow_burned_in: bool = False, series: str | int | None = None, stream: Literal[True],
     ) -> Iterator[Progress]: ...  # fmt: skip
@@ -85,7 +86,7 @@ class CtReportPipeline:
         self,
         study: Input | Iterable[Case | Input],
         report: str | None = None,
-        dictation: Recording | Transcript | None = None,
+        dictation: Dictation | None = None,
         question: str | None = None,
         *,
         report_from_study: bool = False,

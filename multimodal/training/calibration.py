@@ -77,6 +77,22 @@ class Answers:
     left_out: bool
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A finding's size: what is said, measured and true, and how surely it is there."""
+
+    name: str
+    said: Sizes
+    measured_mm: float
+    true_mm: float
+    seen: float
+
+    def lost(self, measure: Measuring) -> float:
+        """Minus the logarithm of the true size's probability."""
+        likely = weigh_sizes(self.name, self.said, self.measured_mm, measure)
+        return -math.log(max(likely[self.true_mm], 1e-12))
+
+
 def calibrate(model: Path, num_studies: int, num_workers: int = 1) -> None:
     """Fit all on studies kept for it and write them into the configuration."""
     shares = [range(i, num_studies, num_workers) for i in range(num_workers)]
@@ -162,10 +178,11 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     """The weights of least cross-entropy on whole reports; without any report, those of the
     words alone.
     """
-    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), _fit_measure(answers, fitted))
+    presences = [_calibrated_presence(answer, fitted) for answer in answers]
+    measure = _fit_measure(answers, presences, fitted)
+    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), measure)
     said, seen, sized, right, doubts, missing = [], [], [], [], [], []
-    for answer in answers:
-        presence = _calibrated_presence(answer, fitted)
+    for answer, presence in zip(answers, presences, strict=True):
         for line, verdict in zip(answer.lines, answer.right, strict=True):
             chances = calibrated(line.said, fitted)
             seeing = seen_of(line.claim, presence, denied=denial(line.text, chances))
@@ -185,7 +202,7 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     weights, added = _fit_verdicts(np.stack(of_each), right)
     left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
     by_kind = dict(zip(VERDICTS[1:], added, strict=True))
-    return ReviewWeights(weights[0], weights[1], by_kind, left_out, words_alone.measure, weights[2])
+    return ReviewWeights(weights[0], weights[1], by_kind, left_out, measure, weights[2])
 
 
 def _calibrated_presence(answer: Answers, fitted: Fitted) -> dict[Key, float]:
@@ -227,7 +244,9 @@ def _fit_verdicts(opinions: np.ndarray, right: Sequence[int]) -> tuple[list[floa
     return found[:num], found[num:]
 
 
-def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> Measuring | None:
+def _fit_measure(
+    answers: Sequence[Answers], presences: Sequence[Mapping[Key, float]], fitted: Fitted
+) -> Measuring | None:
     """What is said and what is measured, so weighed that true sizes are likeliest; None of few.
 
     A finding counts as much as it is held to be there: the size of what is not seen nobody states.
@@ -241,9 +260,9 @@ def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> Measuring | None
             sizes_of(size.name, calibrated(size.said, fitted), None, None),
             size.measured_mm,
             prompts.SIZES_MM[_nearest(size.true_mm)],
-            _calibrated_presence(answer, fitted).get((size.name, size.side), 1.0),
+            presence.get((size.name, size.side), 1.0),
         )
-        for answer in answers
+        for answer, presence in zip(answers, presences, strict=True)
         for size in answer.sizes
         if size.measured_mm is not None
     ]
@@ -261,22 +280,6 @@ def _fit_measure(answers: Sequence[Answers], fitted: Fitted) -> Measuring | None
     start = np.log([0.5, *[0.2] * len(names)])
     words, *spreads = np.exp(minimize(loss, start).x).tolist()
     return Measuring(words, dict(zip(names, spreads, strict=True)))
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """A finding's size: what is said, measured and true, and how surely it is there."""
-
-    name: str
-    said: Sizes
-    measured_mm: float
-    true_mm: float
-    seen: float
-
-    def lost(self, measure: Measuring) -> float:
-        """Minus the logarithm of the true size's probability."""
-        likely = weigh_sizes(self.name, self.said, self.measured_mm, measure)
-        return -math.log(max(likely[self.true_mm], 1e-12))
 
 
 def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:

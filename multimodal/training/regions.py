@@ -37,7 +37,6 @@ def train_regions(
     seen = see_all(model, corpus, features)
     present, sizes = truth_of(corpus, model.config.regions)
     training = np.array(corpus.training())
-
     shape = (schedule.batch_size, *seen.features.shape[1:])
 
     def draw(_step: int, rng: np.random.Generator) -> tuple[torch.Tensor, bool, torch.Tensor]:

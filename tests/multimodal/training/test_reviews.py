@@ -248,8 +248,8 @@ def test_dictating_is_measured_on_what_is_heard_of_the_report_as_it_should_be_sp
     oracle.presence = lambda keys: {
         k: SimpleNamespace(choices={"yes": seen.get(k, 0.01)}) for k in keys
     }
-    words = SimpleNamespace(findings=(("nodule", True), ("pleural effusion", True)), elsewhere=())
-    vocabulary = replace(WORLDS["body"].vocabularies[0], findings=words.findings, elsewhere=())
+    findings = (("nodule", True), ("pleural effusion", True))
+    vocabulary = replace(WORLDS["body"].vocabularies[0], findings=findings, elsewhere=())
     case = SimpleNamespace(report=report, vocabulary=vocabulary)
     config = SimpleNamespace(review_weights=None)
     backend = SimpleNamespace(model=SimpleNamespace(config=config))
