@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,33 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ray.shutdown()
 
 
+def asked_of(root: str) -> AbstractContextManager[httpx.Response]:
+    """An answer as it comes."""
+    limits = httpx.Timeout(PATIENCE_S)
+    body = {**BODY, "stream": True}
+    return httpx.stream("POST", f"{root}/v1/chat/completions", json=body, timeout=limits)
+
+
+def server_in(line: str) -> int:
+    """The process that wrote this part of an answer; 0 of a part without a word."""
+    _, said, word = line.partition('"content": "')
+    return int(word.split()[0]) if said else 0
+
+
+def server_of(root: str) -> int:
+    """The process that begins an answer, which is given up then."""
+    with asked_of(root) as response:
+        return next(filter(None, map(server_in, response.iter_lines())))
+
+
 def streamed(root: str, begun: list[int]) -> tuple[int, str]:
     """The process that answered, and how its answer ended: whole, with an error, or broken off."""
     server, text = 0, ""
-    limits = httpx.Timeout(PATIENCE_S)
     try:
-        with httpx.stream(
-            "POST", f"{root}/v1/chat/completions", json={**BODY, "stream": True}, timeout=limits
-        ) as response:
+        with asked_of(root) as response:
             for line in response.iter_lines():
                 text += line
-                if '"content": "' in line and not server:
-                    server = int(line.partition('"content": "')[2].split()[0])
+                if not server and (server := server_in(line)):
                     begun.append(server)
     except httpx.HTTPError:
         return server, "broken off"
@@ -89,6 +105,8 @@ def test_a_replica_killed_under_load_costs_its_own_requests_and_none_silently(
     cluster: str, tmp_path: Path
 ):
     begun: list[int] = []
+    known: set[int] = set()  # Ray's proxy hears of the second one a little after it is there
+    wait_until(lambda: known.add(server_of(cluster)) or len(known) == 2, "both are asked")
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(streamed, cluster, begun) for _ in range(12)]
         wait_until(lambda: len(begun) == 12, "all twelve have begun")
