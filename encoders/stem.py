@@ -16,17 +16,22 @@ GROUP = 16  # channels normalised together
 
 
 class ConvStem(nn.Sequential):
-    """`[n, 3, h, w]` -> `[n, out, h / patch, w / patch]`."""
+    """`[n, channels, h, w]` -> `[n, out, h / patch, w / patch]`."""
 
     def __init__(
-        self, levels: Sequence[Sequence[int]], out: int, patch: int, fine: int = 0
+        self,
+        levels: Sequence[Sequence[int]],
+        out: int,
+        patch: int,
+        fine: int = 0,
+        channels: int = 3,
     ) -> None:
         """Each level, (width, residual blocks), halves the picture, the first by what is left of the
         patch; of `fine` channels beside the first convolution every two pixels are looked at. Widths are
         multiples of 16.
         """
         layers: list[nn.Module] = []
-        before, stride = 3, patch // 2 ** (len(levels) - 1)
+        before, stride = channels, patch // 2 ** (len(levels) - 1)
         for width, blocks in levels:
             convolution = partial(_WithFine, fine) if fine and not layers else nn.Conv2d
             layers.append(convolution(before, width, 3 * stride // 2, stride, stride // 2))

@@ -1,6 +1,6 @@
 """Vision towers: pictures in, patch features out.
 
-One class, `VisionTower`, holds a ViT of open_clip or of transformers: `[N, 3, H, W]` pixels become
+One class, `VisionTower`, holds a ViT of open_clip or of transformers: `[N, channels, H, W]` pixels become
 `[N, tokens, width]` features on a row-major grid of patches, class and pooling tokens left out.
 How pixels are prepared is read from the tower's own configuration. Knows no projector.
 """
@@ -27,15 +27,31 @@ _SPEC_HELP = "use 'open_clip:ARCHITECTURE/WEIGHTS', 'hf:NAME' or a local folder"
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a tower wants its pixels: square `size`, channel `mean` and `std`, `interpolation`."""
+    """How a tower wants its pixels: square `size`, channel `mean` and `std`, `interpolation`.
+
+    Where `beside`, a study's picture comes with the first channel of the one before it and of the one
+    after: what is round in one slab is a vessel if the next ones show it too.
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    beside: bool = False
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Preprocess:
+        """From a configuration's JSON types."""
+        mean, std = tuple(values["mean"]), tuple(values["std"])
+        return cls(values["size"], mean, std, values["interpolation"], values.get("beside", False))
+
+    @property
+    def channels(self) -> int:
+        """Of a picture as the tower takes it."""
+        return 5 if self.beside else 3
 
     def from_images(self, images: Sequence[PilImage]) -> torch.Tensor:
-        """PIL pictures as normalised `[n, 3, size, size]`.
+        """PIL pictures as normalised `[n, channels, size, size]`, each with nothing beside it but itself.
 
         A picture is padded to a square with black, never cropped: what a finding touches at the
         border must reach the tower.
@@ -50,7 +66,7 @@ class Preprocess:
             top, left = (side - height) // 2, (side - width) // 2
             padded = F.pad(pixels, [left, top, side - width - left, side - height - top])
             squares.append(self._resize(padded))
-        return self.normalise(torch.stack(squares))
+        return torch.cat([self.normalise(square[None]) for square in squares])
 
     def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
         from torchvision.transforms.v2 import InterpolationMode
@@ -62,20 +78,39 @@ class Preprocess:
         return F.resize(pixels, [self.size, self.size], interpolation=mode, antialias=True)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 `[n, 3, h, w]` as float `[n, 3, size, size]`, scaled to 0..1, mean 0, std 1.
+        """One study's pictures in order, uint8 `[n, 3, h, w]`, or pictures `with_beside` already, as float
+        `[n, channels, size, size]`, scaled to 0..1, mean 0, std 1.
 
         Raises:
-            InvalidPixels: not three-channel 8-bit pictures.
+            InvalidPixels: not 8-bit pictures of so many channels.
         """
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+        if (
+            pixels.dtype != torch.uint8
+            or pixels.ndim != 4
+            or pixels.shape[1] not in (3, self.channels)
+        ):
             raise InvalidPixels(
                 f"pictures must be uint8 [n, 3, height, width], not {pixels.dtype}"
                 f" {list(pixels.shape)}"
             )
+        if pixels.shape[1] < self.channels:
+            pixels = with_beside(pixels)
         scaled = self._resize(pixels).float() / 255.0
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        first = [0, 1, 2, 0, 0][: self.channels]
+        mean, std = (
+            torch.tensor([of[c] for c in first], device=pixels.device).view(1, -1, 1, 1)
+            for of in (self.mean, self.std)
+        )
         return (scaled - mean) / std
+
+
+def with_beside(pixels: torch.Tensor) -> torch.Tensor:
+    """One study's pictures `[n, 3, h, w]`, each with the first channel of the one before it and of the
+    one after; at either end its own: `[n, 5, h, w]`.
+    """
+    first = pixels[:, :1]
+    before, after = torch.cat([first[:1], first[:-1]]), torch.cat([first[1:], first[-1:]])
+    return torch.cat([pixels, before, after], 1)
 
 
 class VisionTower(nn.Module):
@@ -93,7 +128,7 @@ class VisionTower(nn.Module):
         self._config = dict(config)
         self.width: int = config["width"]
         self.grid: tuple[int, int] = (config["grid"][0], config["grid"][1])
-        self.preprocess = _preprocess(config["preprocess"])
+        self.preprocess = Preprocess.read(config["preprocess"])
         for name, parameter in vit.named_parameters():
             if name.endswith("mask_token"):  # DINOv2: only masked pre-training reaches it
                 parameter.requires_grad_(False)
@@ -103,7 +138,7 @@ class VisionTower(nn.Module):
         return dict(self._config)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`[N, 3, H, W]` normalised pixels -> `[N, tokens, width]`."""
+        """`[N, channels, H, W]` normalised pixels -> `[N, tokens, width]`."""
         if self._config["library"] == "open_clip":
             return _open_clip_tokens(self.vit, pixels)
         hidden = self.vit(pixel_values=pixels).last_hidden_state
@@ -147,7 +182,8 @@ def tower_from_config(config: Mapping[str, Any]) -> VisionTower:
         if stem := config.get("stem"):
             any_vit: Any = vit
             patch = config["arch"]["vision_cfg"]["patch_size"]
-            any_vit.conv1 = ConvStem(stem, config["width"], patch, config.get("fine", 0))
+            channels = Preprocess.read(config["preprocess"]).channels
+            any_vit.conv1 = ConvStem(stem, config["width"], patch, config.get("fine", 0), channels)
     else:
         from transformers import AutoConfig, AutoModel
 
@@ -172,6 +208,8 @@ def open_clip_config(
     grid = vision_cfg["image_size"] // vision_cfg["patch_size"]
     if any(width % GROUP for width in (*(width for width, _ in stem), fine)):
         raise IncompatibleModel(f"channels of a stem come in groups of {GROUP}; choose multiples")
+    if preprocess.beside and not stem:
+        raise IncompatibleModel("only a stem takes what is beside a picture; give it levels")
     if stem and vision_cfg["patch_size"] % 2 ** len(stem):
         raise IncompatibleModel(
             f"{len(stem)} levels of convolutions make patches of a multiple of {2 ** len(stem)}"
@@ -186,12 +224,6 @@ def open_clip_config(
         "grid": [grid, grid],
         "preprocess": asdict(preprocess),
     }
-
-
-def _preprocess(values: Mapping[str, Any]) -> Preprocess:
-    return Preprocess(
-        values["size"], tuple(values["mean"]), tuple(values["std"]), values["interpolation"]
-    )
 
 
 def _open_clip_vit(arch: Mapping[str, Any]) -> nn.Module:

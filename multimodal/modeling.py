@@ -59,7 +59,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """A language model that reads pictures, volumes and speech between its words.
 
     Media arguments, of `forward` as of `generate`:
-        pixel_values: `[n, 3, H, W]`, every picture of the batch in prompt order.
+        pixel_values: `[n, channels, H, W]`, every picture of the batch in prompt order.
         image_geometry: `[n, 11]` as `encoders.dicom.views.make_views` writes it; zeros for
             pictures that are not slices.
         image_study: `[n]`, which study of the batch a picture belongs to; -1 for none.
@@ -129,7 +129,7 @@ class MultimodalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`[n, 3, H, W]` -> tower features `[n, patches, width]`.
+        """`[n, channels, H, W]` -> tower features `[n, patches, width]`.
 
         Raises:
             IncompatibleModel: the composite has no vision tower.

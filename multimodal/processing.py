@@ -53,7 +53,7 @@ class Medium:
     kind: Literal["image", "video", "audio", "dicom"]
     words: str
     sources: tuple[Source | None, ...]
-    pixels: torch.Tensor | None = None  # [n, 3, H, W] normalised
+    pixels: torch.Tensor | None = None  # [n, channels, H, W] normalised
     geometry: torch.Tensor | None = None  # [n, 11]
     log_mel: tuple[torch.Tensor, ...] = ()  # each [mel, frames]
     problems: tuple[Problem, ...] = ()
@@ -312,10 +312,7 @@ class MultimodalProcessor(ProcessorMixin):
     def _preprocess(self) -> Preprocess:
         from encoders.vision import Preprocess
 
-        values = self._sense("vision")["preprocess"]
-        return Preprocess(
-            values["size"], tuple(values["mean"]), tuple(values["std"]), values["interpolation"]
-        )
+        return Preprocess.read(self._sense("vision")["preprocess"])
 
     def _sense(self, name: str) -> Mapping[str, Any]:
         from encoders.errors import IncompatibleModel

@@ -38,7 +38,7 @@ from multimodal.prompts import (
     other_side,
     parse_size_mm,
 )
-from multimodal.terms import deny, mentions, of_both_sides
+from multimodal.terms import deny, is_chinese, mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
@@ -142,9 +142,17 @@ def denial(sentence: str, said: Mapping[str, float]) -> float:
     return bounded(1 / (1 + math.exp(-odds)))
 
 
+def both_told(claim: NamedFinding | None, report: Sequence[str]) -> bool:
+    """Whether a sentence of the report says that the claimed finding is on the other side."""
+    if claim is None or claim.side is None:
+        return False
+    opposite = (claim.name, other_side(claim.side))
+    return any(states(text, opposite) for text in report)
+
+
 def weigh(
     said: Mapping[str, float], claim: NamedFinding | None, presence: Presence, *,
-    denied: float, sizes: Sizes, weights: ReviewWeights,
+    denied: float, sizes: Sizes, weights: ReviewWeights, both: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Probability of every verdict on a sentence.
 
@@ -155,6 +163,7 @@ def weigh(
         denied: probability that the sentence denies it.
         sizes: that the finding may have, if the sentence states one.
         weights: of the two.
+        both: whether it is `both_told`: a side is then no mistake for the other one.
     """
     seen = seen_of(claim, presence, denied=denied)
     sized = sized_of(claim, presence, sizes=sizes)
@@ -165,20 +174,23 @@ def weigh(
         + how_sized * log(sized[kind])
         + weights.verdicts.get(kind, 0.0)
         for kind in VERDICTS
+        if not (both and kind == "direction")
     }
-    return shares(scores)
+    return {"direction": 0.0} | shares(scores)
 
 
-def as_spoken(chances: Mapping[str, float]) -> dict[str, float]:
-    """Verdicts on a dictated sentence: nobody misspells what he says, so a misspelt word was misheard."""
-    agrees = chances.get(AGREES, 0.0) + chances.get("typo", 0.0)
-    return {**chances, AGREES: agrees, "typo": 0.0}
+def as_spoken(chances: Mapping[str, float], surely: float) -> dict[str, float]:
+    """Verdicts on a dictated sentence that was heard `surely`, a probability.
+
+    Nobody misspells what he says, so a misspelt word was misheard; and what was not said is no
+    mistake of who dictated.
+    """
+    wrong = {kind: surely * chances.get(kind, 0.0) for kind in ERROR_TYPES if kind != "typo"}
+    return {AGREES: 1.0 - sum(wrong.values()), "typo": 0.0} | wrong
 
 
 def worst_of(chances: Mapping[str, float]) -> ErrorType:
-    """What is wrong with a doubted sentence; "typo" of one that is right `as_spoken`."""
-    if chances.get(AGREES, 0.0) > 0.5:
-        return "typo"
+    """What is wrong with a doubted sentence."""
     return max(ERROR_TYPES, key=lambda error: chances.get(error, 0.0))
 
 
@@ -260,6 +272,13 @@ def states(written: str, key: Key) -> bool:
     )
 
 
+def _says(written: str | None, key: Key, like: str) -> bool:
+    """Whether a sentence says that a finding is there, in the language of a report."""
+    if written is None or is_chinese(written) != is_chinese(like):
+        return False
+    return states(written, key)
+
+
 def lacking(key: Key, written: str | None) -> str:
     """The sentence that a report lacks: as the model would have it if that states this finding."""
     if written is not None and states(written, key):
@@ -319,7 +338,7 @@ def omissions(
             return
         written = _omitted((yield Question(whole)))
         if unspoken is not None and unspoken[1] >= 0.5:
-            if written is None or not states(written, unspoken[0]):
+            if not _says(written, unspoken[0], like):
                 denial_of_it = CHECK_SENTENCE.format(sentence=deny(*unspoken[0], like))
                 written = _omitted((yield Question(denial_of_it)))  # it corrects the denial
             written = lacking(unspoken[0], written)

@@ -169,15 +169,15 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
         typed = typed_report(case.report, opened.documents, from_study=case.report_from_study)
     problems = [*told, *opened.problems, *typed.problems]
     session = Session(backend, volume, problems, {"read": time.perf_counter() - started})
-    transcript = None
+    heard = None
     if isinstance(case.dictation, Transcript):
-        transcript = case.dictation.text
+        heard = case.dictation
     elif case.dictation is not None:
         yield Step("dictation")
         with session.stage("dictation"):
             heard = DictationPipeline(backend).transcribe(case.dictation)
-        transcript = heard.text
         session.spent += heard.spent
+    transcript = heard.text if heard else None
     report = _joined(typed.text, transcript)
     looking = Step("look")
     yield looking
@@ -197,7 +197,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
     agreement: Agreement = "abstained"
     if away is None:
         with session.stage("review"):
-            checked = check_report(session, report, seen.regions, findings, transcript=transcript)
+            checked = check_report(session, report, seen.regions, findings, transcript=heard)
             yield from kept(checked, points)
         agreement = _agreement(report, points, session.warnings)
     answer = ABSTAINS if case.question and away is not None else None

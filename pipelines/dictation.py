@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from encoders.errors import IncompatibleModel, InvalidMessage
-from multimodal.backends import Backend, GenerateOptions, Usage, collect, total_usage
-from multimodal.messages import Audio, user
-from multimodal.prompts import TRANSCRIBE
+from multimodal.backends import Backend, Usage, total_usage
+from multimodal.heard import Piece, surely, write_down
 from pipelines.batch import Failed, run_each
 
 if TYPE_CHECKING:
@@ -23,11 +22,24 @@ MAX_SECONDS = 8.0  # sentences fit, and every tower's window is longer
 
 @dataclass(frozen=True)
 class Segment:
-    """What was said between two moments."""
+    """What was said between two moments, and in which pieces it was heard."""
 
     start_s: float
     end_s: float
     text: str
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)
+
+    @property
+    def probability(self) -> float | None:
+        """That all of its words were said so; None where the model does not tell."""
+        if all(piece.logprob is None for piece in self.pieces):
+            return None
+        return surely(self.pieces, ["".join(piece.text for piece in self.pieces)])[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        times = {"start_s": self.start_s, "end_s": self.end_s}
+        return {**times, "text": self.text, "probability": self.probability}
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,14 @@ class Transcript:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
-        segments = [asdict(segment) for segment in self.segments]
+        segments = [segment.to_dict() for segment in self.segments]
         return {"text": self.text, "segments": segments, "usage": total_usage(self.spent)}
+
+    def surely(self, sentences: Sequence[str]) -> list[float]:
+        """How likely each of its sentences, in order, was said as it stands; 1 where nobody tells."""
+        between = Piece(" ")
+        pieces = [piece for segment in self.segments for piece in (*segment.pieces, between)]
+        return surely(pieces, sentences)
 
 
 class DictationPipeline:
@@ -98,9 +116,8 @@ class DictationPipeline:
         segments: list[Segment] = []
         spent: list[Usage] = []
         for start, stop, piece in chunk_speech(speech, MAX_SECONDS):
-            message = user(Audio(piece, RATE_HZ), TRANSCRIBE)
-            finished = collect(self.backend.generate([message], GenerateOptions(max_new_tokens=96)))
-            segments.append(Segment(start, stop, finished.text))
+            finished, pieces = write_down(self.backend, piece, RATE_HZ)
+            segments.append(Segment(start, stop, finished.text, pieces))
             spent.append(finished.usage)
             yield segments[-1]
         text = " ".join(s.text for s in segments if s.text)
@@ -112,11 +129,16 @@ class Listening:
 
     A phrase is settled once a pause follows it; the newest words may still change. What was
     dictated `before` stays in front.
+
+    Attributes:
+        segments: what was heard so far, the newest last.
     """
 
     def __init__(self, backend: Backend, before: str = "") -> None:
         self._transcribe = DictationPipeline(backend).transcribe
         self._settled = [before.strip()]
+        self.segments: list[Segment] = []
+        self._num_settled = 0
         self._sound: list[np.ndarray] = []
         self._rate_hz = 0
 
@@ -136,13 +158,16 @@ class Listening:
         sound = np.concatenate([*self._sound, samples])
         speech = load_speech(sound, rate_hz)
         kept, newest = max(len(speech) - RATE_HZ, 0), ""
+        del self.segments[self._num_settled :]
         for start, stop in find_phrases(speech):
-            words = self._transcribe((speech[start:stop], RATE_HZ)).text
+            heard = self._transcribe((speech[start:stop], RATE_HZ))
+            self.segments += heard.segments
             if stop < len(speech) - RATE_HZ / 2:  # a pause has followed
-                self._settled.append(words)
+                self._settled.append(heard.text)
+                self._num_settled = len(self.segments)
                 kept = max(kept, stop)
             else:
-                kept, newest = start, words
+                kept, newest = start, heard.text
         self._sound = [sound[round(kept * rate_hz / RATE_HZ) :]]
         return " ".join(words for words in (*self._settled, newest) if words)
 

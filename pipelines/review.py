@@ -18,6 +18,7 @@ from multimodal.review import (
     VERDICTS,
     Question,
     as_spoken,
+    both_told,
     claim_of,
     denial,
     lacking,
@@ -27,6 +28,7 @@ from multimodal.review import (
     worst_of,
 )
 from multimodal.terms import mentions, spoken_of
+from pipelines.dictation import Transcript
 from pipelines.evidence import Discrepancy, Evidence, Finding, as_evidence, locate
 from pipelines.session import Session, Step
 
@@ -38,6 +40,7 @@ class _Judged:
     kind: prompts.ErrorType
     correction: str | None
     probability: float | None  # None where the model only says which it is
+    misheard: bool  # rather than mistaken
 
 
 def check_report(
@@ -46,14 +49,16 @@ def check_report(
     regions: tuple[Region, ...],
     findings: Sequence[Finding],
     *,
-    transcript: str | None = None,
+    transcript: Transcript | None = None,
 ) -> Iterator[Step | Discrepancy]:
     """Every sentence judged alone; then what the report, so corrected, still leaves out.
 
     The report ends with the sentences of `transcript`, which were dictated.
     """
     sentences = prompts.split_sentences(report) if report else []
-    num_typed = len(sentences) - len(prompts.split_sentences(transcript or ""))
+    dictated = prompts.split_sentences(transcript.text) if transcript else []
+    typed: list[float | None] = [None] * (len(sentences) - len(dictated))
+    surely = [*typed, *transcript.surely(dictated)] if transcript else typed
     if report and not sentences:
         message = (
             "the report states nothing about the images (only technique, comparison or history),"
@@ -64,14 +69,13 @@ def check_report(
     for number, sentence in enumerate(sentences, 1):
         step = Step("review", number - 1, len(sentences))
         yield step
-        spoken = number > num_typed
-        found = yield from _judge(session, step, sentence, f"sentence {number}", spoken=spoken)
+        found = yield from _judge(session, step, number, sentences, surely=surely[number - 1])
         if found is None:
             kept.append(sentence)
             continue
-        if found.kind != "insertion":
+        if found.kind != "insertion" or found.misheard:
             kept.append(found.correction or sentence)
-        if spoken and found.kind == "typo":
+        if found.misheard:
             session.warnings.append(_misheard(sentence, found.correction))
             continue
         # what was inserted is nowhere to be seen: only the words can be shown
@@ -88,38 +92,41 @@ def check_report(
 
 
 def _judge(
-    session: Session, step: Step, sentence: str, subject: str, *, spoken: bool
+    session: Session, step: Step, number: int, report: Sequence[str], *, surely: float | None
 ) -> Generator[Step, None, _Judged | None]:
-    """What is wrong with a sentence, or None where the model sees no error.
+    """What is wrong with a report's sentence of this number, or None where the model sees no error.
 
-    A spoken one that is only misspelt was misheard: "typo".
+    `surely` is how likely it was dictated so, None of one that was typed.
     """
+    sentence = report[number - 1]
     prompt = prompts.CHECK_SENTENCE.format(sentence=sentence)
     try:
         judged = session.ask(prompt, choices=VERDICTS)
-        chances, sizes = _weighed(session, sentence, judged.choices or {judged.text: 1.0})
+        answered = judged.choices or {judged.text: 1.0}
+        chances, sizes = _weighed(session, sentence, report, answered)
         if chances.get(prompts.AGREES, 0.0) > 0.5:
             return None
         said = yield from session.speak(step, prompt, form=prompts.VERDICT_FORM)
     except (ContextOverflow, BadAnswer) as error:
-        session.warnings.append(Problem("NOT_JUDGED", str(error), subject))
+        session.warnings.append(Problem("NOT_JUDGED", str(error), f"sentence {number}"))
         return None
-    chances = as_spoken(chances) if spoken else chances
-    probability = 1.0 - chances.get(prompts.AGREES, 0.0)
-    kind = worst_of(chances)
+    spoken = chances if surely is None else as_spoken(chances, surely)
+    misheard = spoken.get(prompts.AGREES, 0.0) > 0.5
+    kind = worst_of(chances if misheard else spoken)
+    probability = 1.0 - spoken.get(prompts.AGREES, 0.0)
     written = prompts.correction_in(said.text, kind)
     correction = mended(sentence, kind, median_mm(sizes), written)
-    return _Judged(kind, correction, probability if judged.choices else None)
+    return _Judged(kind, correction, probability if judged.choices else None, misheard)
 
 
 def _misheard(sentence: str, meant: str | None) -> Problem:
-    """A dictated sentence that looks misspelt."""
+    """A dictated sentence that is rather heard wrongly than wrong."""
     perhaps = f'; perhaps "{meant}" was said' if meant else ""
     return Problem("MISHEARD", f"a word may have been misheard{perhaps}", f'"{sentence}"')
 
 
 def _weighed(
-    session: Session, sentence: str, said: Mapping[str, float]
+    session: Session, sentence: str, report: Sequence[str], said: Mapping[str, float]
 ) -> tuple[Mapping[str, float], Sizes]:
     """Verdicts by what is said and what is seen, and the sizes seen if the sentence states one."""
     able = session.backend.capabilities()
@@ -130,7 +137,10 @@ def _weighed(
     sizes: Sizes = {}
     if claim and claim.size_mm and denied < 0.5:
         sizes = session.sizes(claim.name, claim.side)
-    found = weigh(said, claim, session.presence, denied=denied, sizes=sizes, weights=able.review)
+    found = weigh(
+        said, claim, session.presence, denied=denied, sizes=sizes, weights=able.review,
+        both=both_told(claim, report),
+    )  # fmt: skip
     return found, sizes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from multimodal.backends import (
     Finished,
     GenerateOptions,
     Load,
+    Logprob,
     Novelty,
     Token,
     Usage,
@@ -235,7 +237,7 @@ class FakeBackend:
     """Answers from a script and remembers what it was asked.
 
     `answers` maps a word of the prompt to the text given back; `chances` likewise to the
-    probability of the first choice.
+    probability of the first choice. `sure` is how likely words of an answer are, for who asks.
     """
 
     answers: dict[str, str] = field(default_factory=dict)
@@ -245,6 +247,7 @@ class FakeBackend:
     regions: tuple[Any, ...] = ()
     far: Novelty | None = NEAR
     review: ReviewWeights | None = None
+    sure: dict[str, float] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     closed: bool = False
 
@@ -278,7 +281,8 @@ class FakeBackend:
             return
         text = self._answer(prompt)
         for word in text.split(" "):
-            yield Token(word + " ")
+            told = options.logprobs is not None and word in self.sure
+            yield Token(word + " ", (Logprob(word, math.log(self.sure[word])),) if told else ())
         yield Finished(text, "stop", usage, {}, regions)
 
     def estimate(

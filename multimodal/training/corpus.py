@@ -77,8 +77,9 @@ class Make:
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """Slices for dense training: uint8 `[n, 3, size, size]`, `[n, patches, F]`, `[n, F]`.
+    """Slices for dense training: uint8 `[n, 5, size, size]`, `[n, patches, F]`, `[n, F]`.
 
+    Each brings the first channel of the one before it and of the one after, as `with_beside` does;
     `mirrored` are those whose right is left.
     """
 
@@ -157,7 +158,7 @@ class Corpus:
         studies, slices = np.concatenate([np.reshape(rows, (-1, 2)), other]).T
         mirrored = rng.random(n) < 0.5
         views, cover = varied(
-            self.views[studies, slices], self.cover[studies, slices], mirrored, rng
+            self._with_beside(studies, slices, rng), self.cover[studies, slices], mirrored, rng
         )
         return SliceBatch(
             studies.tolist(),
@@ -166,6 +167,15 @@ class Corpus:
             torch.from_numpy(cover).float() / 255.0,
             torch.from_numpy(self.size_mm[studies]),
         )
+
+    def _with_beside(
+        self, studies: np.ndarray, slices: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Upside down as often as not."""
+        step, last = rng.choice((-1, 1), len(slices)), self.num_views - 1
+        beside = [(slices + way * step).clip(0, last) for way in (1, -1)]
+        found = [self.views[studies, of, :1] for of in beside]
+        return np.concatenate([self.views[studies, slices], *found], 1)
 
     def _showing(self) -> dict[int, np.ndarray]:
         """Per finding `[k, 2]`: study and slice of every training slice that shows it."""

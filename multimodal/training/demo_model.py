@@ -27,7 +27,7 @@ class Size:
 
     `factor` squared patches make a token; `stem` lists levels of (width, residual blocks), `fine`
     the channels beside it that look at every two pixels; `neighbours` is the width of what patches
-    learn from those around them.
+    learn from those around them; `beside`: whether a picture brings those before and after it.
     """
 
     tower_width: int
@@ -40,6 +40,7 @@ class Size:
     stem: tuple[tuple[int, int], ...]
     fine: int = 0
     neighbours: int = 128
+    beside: bool = True
 
 
 _STEM = ((64, 2), (64, 2), (128, 1))
@@ -109,7 +110,7 @@ def vision_config(size: Size) -> dict[str, Any]:
         "mlp_ratio": 3.0, "patch_size": pixels // size.frame.grid, "image_size": pixels,
     }  # fmt: skip
     half = (0.5, 0.5, 0.5)
-    prepare = Preprocess(pixels, half, half)
+    prepare = Preprocess(pixels, half, half, beside=size.beside)
     return open_clip_config(arch, size.tower_width, prepare, stem=size.stem, fine=size.fine)
 
 

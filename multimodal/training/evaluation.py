@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from encoders.audio import RATE_HZ
 from multimodal import prompts
-from multimodal.backends import DEMO, Finished, GenerateOptions, Region, collect
+from multimodal.backends import DEMO, Finished, Region
+from multimodal.heard import surely, write_down
 from multimodal.local import LocalBackend
 from multimodal.measuring import median_mm
-from multimodal.messages import Audio, Study, user
+from multimodal.messages import Study
 from multimodal.review import OMISSION, Key, ReviewWeights, sizes_of
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.terms import is_chinese
@@ -57,7 +59,7 @@ CURVE = ("presence balanced accuracy", "list F1", "check balanced accuracy")
 GATED = (
     *CURVE, "side accuracy", "omission balanced accuracy", "report AUROC", "report correction exact"
 )  # fmt: skip
-FORMAT = 4  # of what is kept
+FORMAT = 5  # of what is kept
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
 DICTATED = 200  # studies at most whose reports are spoken
@@ -127,7 +129,7 @@ def dictations(model: Path, num: int) -> dict[str, float]:
         text, speech = dictate(
             world, np.random.default_rng((FIRST_SEED, 7, seed)), seed, held_out=True
         )
-        heard = hear(backend, speech)
+        heard = write_down(backend, speech, RATE_HZ)[0].text
         chinese = is_chinese(text)
         name = "Chinese character" if chinese else "word"
         right, given = (list(t) if chinese else t.split() for t in (text, heard))
@@ -139,12 +141,6 @@ def dictations(model: Path, num: int) -> dict[str, float]:
         for name in sorted(words, reverse=True)
     }
     return rates | {"dictation sentences exact": mean(same)}
-
-
-def hear(backend: LocalBackend, speech: np.ndarray) -> str:
-    """What the model writes down."""
-    message = user(Audio(speech, 16000), prompts.TRANSCRIBE)
-    return collect(backend.generate([message], GenerateOptions(max_new_tokens=96))).text
 
 
 def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
@@ -160,14 +156,16 @@ def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
             case.vocabulary, findings=case.vocabulary.findings + case.vocabulary.elsewhere
         )
         presence = _chances(talk.presence(all_keys(known)))
-        report, lines = without_typos(case.report), []
+        report, lines, sure = without_typos(case.report), [], []
         for line in report.lines:
             voices = HELD_OUT_VOICES["zh" if is_chinese(line.text) else "en"]
             speech = synthesise(line.text, voices[number % len(voices)], rng)
-            lines.append(replace(line, text=hear(backend, speech)))
+            told, pieces = write_down(backend, speech, RATE_HZ)
+            lines.append(replace(line, text=told.text))
+            sure += surely(pieces, ["".join(piece.text for piece in pieces)])
         heard = replace(report, lines=tuple(lines))
         typed.reports.append(judge_report(report, talk, presence, weights))
-        dictated.reports.append(judge_report(heard, talk, presence, weights, dictated=True))
+        dictated.reports.append(judge_report(heard, talk, presence, weights, surely=sure))
     return typed, dictated
 
 

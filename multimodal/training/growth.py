@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from encoders.errors import IncompatibleModel
-from encoders.vision import VisionTower, tower_from_config
+from encoders.vision import Preprocess, VisionTower, tower_from_config
 from multimodal.modeling import MultimodalForConditionalGeneration
 from multimodal.projectors import Neighbours
 from multimodal.training.demo_model import Size, vision_config
@@ -35,7 +35,7 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
 
     Both have stems; the new one's levels are as many, each as wide or wider, with as many residual
     blocks or more, with as many fine channels or more, the first one's stride the same or, where there
-    are none, a multiple. All else is alike.
+    are none, a multiple; it may see what is beside a picture as well. All else is alike.
 
     Raises:
         IncompatibleModel: this is not so.
@@ -44,7 +44,7 @@ def grown(old: VisionTower, config: Mapping[str, Any]) -> VisionTower:
         raise IncompatibleModel(
             "the parent's vision tower cannot go on as this size: its layers, width or stem differ in"
             " more than channels, blocks and pixels, or it has fine channels, which take no more pixels"
-            " than before; choose the size that it was trained in, or no parent"
+            " than before, or sees what is beside a picture, which the size does not; choose the size that it was trained in, or no parent"
         )
     new = tower_from_config(config)
     stem = "vit.conv1."
@@ -74,6 +74,8 @@ def _fits(small: Mapping[str, Any], large: Mapping[str, Any]) -> bool:
         and after % before == 0
         and len(small["stem"]) == len(large["stem"])
         and small.get("fine", 0) <= large.get("fine", 0)
+        and Preprocess.read(small["preprocess"]).channels
+        <= Preprocess.read(large["preprocess"]).channels
         and (before == after or not small.get("fine"))  # its small kernels cannot be spread
         and all(a <= b for one, other in levels for a, b in zip(one, other, strict=True))
     )

@@ -296,7 +296,8 @@ class Packer:
         else:
             assert seen.pixels is not None
             tower = model.vision_tower
-            features = tower(tower.preprocess.normalise(move(seen.pixels, device).flatten(0, 1)))
+            studies = move(seen.pixels, device)
+            features = tower(torch.cat([tower.preprocess.normalise(one) for one in studies]))
         features = features * (0.0 if blank else 1.0)
         study = torch.arange(len(packed.studies), device=device).repeat_interleave(
             self.corpus.num_views

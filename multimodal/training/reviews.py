@@ -14,6 +14,7 @@ from multimodal.review import (
     Presence,
     ReviewWeights,
     as_spoken,
+    both_told,
     claim_of,
     denial,
     keys_of,
@@ -100,31 +101,34 @@ def judge_report(
     presence: Presence,
     weights: ReviewWeights | None,
     *,
-    dictated: bool = False,
+    surely: Sequence[float] | None = None,
 ) -> Judgement:
     """A whole report judged as the pipeline does: sentence by sentence, then what it leaves out.
 
-    The sentences of one that was `dictated` are as they were heard.
+    The sentences of one that was dictated are as they were heard, `surely` how likely each was said so.
     """
     names = sorted({name for name, _ in presence})
     texts = [line.text for line in report.lines]
     heeded = heed(texts, talk, names)
-    chances = [_weighed(h, presence, weights) if weights else h.said for h in heeded]
+    chances = [_weighed(h, texts, presence, weights) if weights else h.said for h in heeded]
     doubted = [number for number, c in enumerate(chances) if 1 - c[prompts.AGREES] >= 0.5]
-    if dictated:
-        chances = [as_spoken(chance) for chance in chances]
-    wrong = [1 - chance[prompts.AGREES] for chance in chances]
+    spoken = chances
+    if surely is not None:
+        spoken = [as_spoken(chance, sure) for chance, sure in zip(chances, surely, strict=True)]
+    wrong = [1 - chance[prompts.AGREES] for chance in spoken]
     asked = [prompts.CHECK_SENTENCE.format(sentence=texts[number]) for number in doubted]
     said: dict[tuple[str, int], str | None] = {}
     kept: list[str | None] = list(texts)
     for number, answer in zip(doubted, talk.ask_all(asked), strict=True):
-        kind = worst_of(chances[number])
+        misheard = wrong[number] < 0.5
+        kind = worst_of((chances if misheard else spoken)[number])
         written = prompts.correction_in(answer.text, kind)
         measured_mm = median_mm(sizes_heeded(heeded[number], weights)) if weights else None
         better = mended(texts[number], kind, measured_mm, written)
-        if not (dictated and kind == "typo"):
+        if not misheard:
             said[kind, number] = better
-        kept[number] = None if kind == "insertion" else better or texts[number]
+        inserted = kind == "insertion" and not misheard
+        kept[number] = None if inserted else better or texts[number]
     missing = _missing(
         [text for text in kept if text], talk, presence, weights, like=" ".join(texts)
     )
@@ -155,10 +159,12 @@ def judge_report(
     )
 
 
-def _weighed(heeded: Heeded, presence: Presence, weights: ReviewWeights) -> dict[str, float]:
+def _weighed(
+    heeded: Heeded, report: Sequence[str], presence: Presence, weights: ReviewWeights
+) -> dict[str, float]:
     return weigh(
         heeded.said, heeded.claim, presence, denied=denial(heeded.text, heeded.said),
-        sizes=sizes_heeded(heeded, weights), weights=weights,
+        sizes=sizes_heeded(heeded, weights), weights=weights, both=both_told(heeded.claim, report),
     )  # fmt: skip
 
 

@@ -38,12 +38,15 @@ class DenseModel(nn.Module):
         self.tower, self.head = tower, head
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 `[n, 3, side, side]` -> presence logits and log sizes `[n, patches, F]`."""
+        """One study's uint8 `[n, 3, side, side]`, or slices of many `[n, 5, side, side]` -> presence logits
+        and log sizes `[n, patches, F]`.
+        """
         return self.head(self.features(pixels))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 `[n, 3, side, side]` -> tower features `[n, patches, width]`."""
-        return self.tower(self.tower.preprocess.normalise(pixels))
+        """The same -> tower features `[n, patches, width]`."""
+        prepare = self.tower.preprocess
+        return self.tower(prepare.normalise(pixels[:, : prepare.channels]))
 
 
 class Contrast(nn.Module):

@@ -93,7 +93,7 @@ def review(
     points: list[dict[str, Any]] = []
     step = Step("look")
     read = pipeline("ct-report", backend)
-    heard = Transcript(dictated.strip(), ()) if dictated.strip() else None
+    heard = room.transcript(dictated)
     with closing(read(room.volume, report.strip() or None, heard, stream=True)) as events:  # type: ignore[type-var]
         for event in events:
             if room.stopped.is_set():
@@ -152,8 +152,8 @@ def ask(room: Room, backend: Backend, question: str) -> Iterator[dict[str, Any]]
         yield done(room)
 
 
-def hear(backend: Backend, recording: Path) -> Iterator[str]:
-    """The words of a recording, as far as they are heard.
+def hear(room: Room, backend: Backend, recording: Path) -> Iterator[str]:
+    """The words of a recording, as far as they are heard; the room keeps how surely.
 
     Raises:
         CrossReadError: what the pipeline raises.
@@ -162,6 +162,7 @@ def hear(backend: Backend, recording: Path) -> Iterator[str]:
     heard: list[str] = []
     for event in pipeline("dictation", backend)(recording, stream=True):
         if not isinstance(event, Transcript):
+            room.heard.append(event)
             heard.append(event.text)
             yield " ".join(words for words in heard if words)
 

@@ -186,11 +186,11 @@ def _connect_words(rooms: Rooms, backend: Backend, sources: Any, boxes: Any) -> 
     words, own, voice = sources
     report, dictated = boxes
 
-    def uploaded(file: str) -> Iterator[tuple[Any, Any, None]]:
+    def uploaded(file: str, request: gr.Request) -> Iterator[tuple[Any, Any, None]]:
         path = Path(file)
         with errors_as_help():
             if path.suffix.lower() in flows.RECORDINGS:
-                for heard in flows.hear(backend, path):
+                for heard in flows.hear(rooms.of(request.session_hash), backend, path):
                     yield gr.skip(), heard, None
             else:
                 yield read_report(path), gr.skip(), None
@@ -209,7 +209,7 @@ def _connect_words(rooms: Rooms, backend: Backend, sources: Any, boxes: Any) -> 
         return texts[0].text
 
     def begun(dictated: str, request: gr.Request) -> None:
-        rooms.of(request.session_hash).ear = Listening(backend, dictated)
+        rooms.of(request.session_hash).listen(Listening(backend, dictated))
 
     def heard(event: gr.EventData, request: gr.Request) -> tuple[Any, dict[str, int]]:
         ear, data = rooms.of(request.session_hash).ear, event._data

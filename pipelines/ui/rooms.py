@@ -26,7 +26,7 @@ from pipelines.ui.viewer import shelf
 
 if TYPE_CHECKING:
     from encoders.dicom import Series, Study, Volume
-    from pipelines.dictation import Listening
+    from pipelines.dictation import Listening, Segment, Transcript
     from pipelines.evidence import Decision, Reading
 
 MAX_ROOMS, MAX_HELD_BYTES = (
@@ -64,6 +64,7 @@ class Room:
         self.decisions: dict[int, Decision] = {}
         self.words: set[str] = set()  # the page's texts that speak of this study
         self.ear: Listening | None = None
+        self.heard: list[Segment] = []  # from recordings, and by ears before
         self._thumbnails: dict[str, str] = {}
         self._tokens: list[str] = []
 
@@ -82,6 +83,19 @@ class Room:
         self._held = ExitStack()
         self.found = scan(self._held.enter_context(one_input(files)))
         self.series = self.found.default()
+
+    def listen(self, ear: Listening) -> None:
+        """Hear by this ear from now on; what the one before heard is kept."""
+        self.heard += self.ear.segments if self.ear else []
+        self.ear = ear
+
+    def transcript(self, dictated: str) -> Transcript | None:
+        """What the page holds as dictated, with how surely it was heard where nobody has changed it."""
+        from pipelines.dictation import Transcript
+
+        if not dictated.strip():
+            return None
+        return Transcript(dictated.strip(), (*self.heard, *(self.ear.segments if self.ear else ())))
 
     def choose(self, key: str) -> None:
         """Take another series of the study; what is done with the one before stops."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ import torch
 from PIL import Image
 
 from encoders.errors import IncompatibleModel, InvalidPixels, ModelNotFound, UnknownSpec
-from encoders.vision import Preprocess, build_vision_tower, open_clip_config, tower_from_config
+from encoders.vision import (
+    Preprocess,
+    build_vision_tower,
+    open_clip_config,
+    tower_from_config,
+    with_beside,
+)
 
 VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -111,10 +118,10 @@ def test_open_clip_tower_gives_open_clips_own_tokens() -> None:
 
 
 def _with_stem(
-    levels: tuple[tuple[int, int], ...], patch: int = 8, fine: int = 0
+    levels: tuple[tuple[int, int], ...], patch: int = 8, fine: int = 0, *, beside: bool = False
 ) -> dict[str, Any]:
     arch = {"layers": 1, "width": 32, "head_width": 16, "patch_size": patch, "image_size": 32}
-    prepare = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+    prepare = Preprocess(32, (0.5,) * 3, (0.5,) * 3, beside=beside)
     return open_clip_config(arch, 32, prepare, stem=levels, fine=fine)
 
 
@@ -186,6 +193,50 @@ def test_picture_is_padded_to_a_square_and_nothing_is_cut_off() -> None:
     assert torch.all(pixels[:, 8:24, 0] == 1.0)
     assert torch.all(pixels[:, :8] == 0)
     torch.testing.assert_close(pixels[:, 8:24, -1], torch.full((3, 16), 128 / 255))
+
+
+def test_a_picture_brings_the_first_channel_of_those_before_and_after_it() -> None:
+    prepare = Preprocess(4, (0.0, 0.5, 1.0), (1.0, 2.0, 4.0), beside=True)
+    study = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    scaled = study.float() / 255
+    pixels = prepare.normalise(study)
+    assert pixels.shape == (5, prepare.channels, 4, 4)
+    for channel in range(3):
+        wanted = (scaled[:, channel] - prepare.mean[channel]) / prepare.std[channel]
+        torch.testing.assert_close(pixels[:, channel], wanted)
+    torch.testing.assert_close(pixels[:, 3], scaled[[0, 0, 1, 2, 3], 0])
+    torch.testing.assert_close(pixels[:, 4], scaled[[1, 2, 3, 4, 4], 0])
+    torch.testing.assert_close(prepare.normalise(with_beside(study)), pixels)
+    assert replace(prepare, beside=False).normalise(study).equal(pixels[:, :3])
+
+
+def test_pictures_that_are_no_study_have_themselves_beside_them() -> None:
+    grey = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 200)]
+    pixels = Preprocess(8, (0.0,) * 3, (1.0,) * 3, beside=True).from_images(grey)
+    assert torch.equal(pixels, pixels[:, :1].expand(-1, 5, -1, -1))
+
+
+def test_a_tower_sees_what_is_beside_a_picture_through_its_stem() -> None:
+    tower = tower_from_config(_with_stem(((16, 1), (32, 1)), fine=16, beside=True)).eval()
+    again = tower_from_config(json.loads(json.dumps(tower.to_dict()))).eval()
+    again.load_state_dict(tower.state_dict())
+    study = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    other = study.clone()
+    other[2, 0] = 255 - other[2, 0]
+    before, after = (again(again.preprocess.normalise(of)) for of in (study, other))
+    assert torch.equal(before, tower(tower.preprocess.normalise(study)))
+    assert (before != after).flatten(1).any(1).tolist() == [False, True, True, True]
+
+
+def test_what_is_beside_a_picture_is_refused_by_a_tower_without_a_stem() -> None:
+    with pytest.raises(IncompatibleModel, match="only a stem takes what is beside a picture"):
+        _with_stem((), beside=True)
+
+
+def test_pictures_of_four_channels_are_refused() -> None:
+    prepare = Preprocess(8, (0.5,) * 3, (0.5,) * 3, beside=True)
+    with pytest.raises(InvalidPixels, match=r"uint8 \[n, 3, height, width\]"):
+        prepare.normalise(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
 
 
 def test_float_pixels_are_refused_by_shape_and_type() -> None:

@@ -11,6 +11,9 @@ import torch
 
 from multimodal.encoding import MediaEncoder, medium_digest
 from multimodal.processing import Medium
+from multimodal.training.corpus import to_volume
+from multimodal.training.demo_model import build_demo
+from multimodal.training.world.worlds import WORLDS
 
 
 def _picture(seed: int) -> np.ndarray:
@@ -116,6 +119,22 @@ def test_a_batch_across_requests_gives_what_each_gives_alone(
         (wanted,), _ = alone.encode([part])
         assert torch.allclose(found.embeds, wanted.embeds, atol=1e-5)
         alone.close()
+
+
+def test_studies_encoded_together_do_not_lie_beside_each_other() -> None:
+    """A tower that sees the pictures before and after one: those of its own study."""
+    body = WORLDS["body"]
+    model, processor = build_demo(body)
+    drawn = [body.draw(np.random.default_rng(seed), 8.0, False).rendered for seed in (1, 2)]
+    encoder = MediaEncoder(model, processor)
+    together, _ = encoder.encode([("dicom", to_volume(of)) for of in drawn])
+    encoder.close()
+    assert processor.prepare("dicom", to_volume(drawn[0])).pixels.shape[1] == 5
+    for of, found in zip(drawn, together, strict=True):
+        alone = MediaEncoder(model, processor)
+        (wanted,), _ = alone.encode([("dicom", to_volume(of))])
+        alone.close()
+        assert torch.allclose(found.features, wanted.features, atol=1e-4)
 
 
 def test_one_that_cannot_be_encoded_fails_alone(

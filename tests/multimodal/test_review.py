@@ -18,6 +18,7 @@ from multimodal.review import (
     VERDICTS,
     ReviewWeights,
     as_spoken,
+    both_told,
     claim_of,
     denial,
     is_spoken,
@@ -84,18 +85,16 @@ def test_verdicts_are_probabilities_whatever_is_seen(
         assert all(0.0 <= chance <= 1.0 for chance in found.values())
 
 
-@given(_shares)
-def test_a_dictated_sentence_cannot_be_misspelt(shares: list[float]) -> None:
-    """What else is wrong with it stays as likely as it was, whatever there is of doubt about letters."""
+@given(_shares, _chance)
+def test_a_dictated_sentence_cannot_be_misspelt(shares: list[float], surely: float) -> None:
+    """What else is wrong with it is as likely as it was, if it was said so at all."""
     stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
-    found = as_spoken(stated)
+    found = as_spoken(stated, surely)
     assert sum(found.values()) == pytest.approx(1.0)
     assert found["typo"] == 0.0
     for kind in set(VERDICTS) - {AGREES, "typo"}:
-        assert found[kind] == stated[kind]
-    worst = worst_of(found)
-    assert (worst == "typo") == (found[AGREES] > 0.5)
-    assert worst == "typo" or found[worst] == max(found[k] for k in VERDICTS if k != AGREES)
+        assert found[kind] == pytest.approx(surely * stated[kind])
+    assert found[worst_of(found)] == max(found[k] for k in VERDICTS if k != AGREES)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +108,38 @@ def test_what_is_seen_decides_where_the_words_do_not(
     sizes = {measured: 1.0} if measured else {}
     found = weigh(UNSURE, NODULE, {RIGHT: right, LEFT: left}, denied=0.0, sizes=sizes, weights=BOTH)
     assert max(found, key=found.__getitem__) == verdict
+
+
+@given(_shares, _chance, _chance)
+def test_a_side_is_no_mistake_where_the_report_tells_of_both(
+    shares: list[float], right: float, left: float
+) -> None:
+    """All other verdicts stay as likely as they were to each other."""
+    stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
+    seen = {RIGHT: right, LEFT: left}
+    one, both = (
+        weigh(stated, NODULE, seen, denied=0.1, sizes={}, weights=BOTH, both=told)
+        for told in (False, True)
+    )
+    assert both["direction"] == 0.0
+    for kind in set(VERDICTS) - {"direction"}:
+        assert both[kind] * (1 - one["direction"]) == pytest.approx(one[kind], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [("There is a 9 mm nodule in the left lung.", True), ("左肺见9 mm结节。", True),
+     ("No left lung nodule.", False), ("A mass in the left lung.", False),
+     ("There is a 9 mm nodule in the right lung.", False), ("Nodules in both lungs.", False)],
+)  # fmt: skip
+def test_both_sides_are_told_where_another_sentence_states_the_other(
+    other: str, told: bool
+) -> None:
+    own = "There is a 14 mm nodule in the right lung."
+    assert both_told(NODULE, [own, "No cardiomegaly.", other]) == told
+    assert not both_told(NODULE, [own])
+    assert not both_told(NamedFinding("nodule"), [own, other])
+    assert not both_told(None, [own, other])
 
 
 @pytest.mark.parametrize(

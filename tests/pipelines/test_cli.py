@@ -231,7 +231,9 @@ def test_transcribe_prints_text_or_json(run: Any, backend: Recorder, recording: 
     assert run("transcribe", recording)[:2] == (0, "No nodule.\n")
     told = json.loads(run("transcribe", recording, "--json")[1])
     assert told["text"] == "No nodule."
-    assert told["segments"] == [{"start_s": 0.0, "end_s": 2.0, "text": "No nodule."}]
+    assert told["segments"] == [
+        {"start_s": 0.0, "end_s": 2.0, "text": "No nodule.", "probability": None}
+    ]
 
 
 def test_info_tells_series_and_problems(run: Any, phantom_series: Path, tmp_path: Path):

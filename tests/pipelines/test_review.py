@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from encoders.dicom import Volume, load_volume
@@ -113,6 +114,54 @@ def test_a_finding_that_is_seen_is_worded_as_the_model_corrects_its_denial(
     backend.chances["leave out?"] = 0.4
     (point,) = read(backend, volume, report).discrepancies
     assert (point.type, point.correction) == ("omission", wording)
+
+
+def test_a_missing_finding_is_worded_in_the_language_of_the_report(volume: Volume) -> None:
+    wording = "There is a 9 mm nodule in the right lung."
+    answers = {
+        "No right nodule.": f"omission: {wording}",
+        "leave out?": "omission: 右肺见9 mm结节。",
+    }
+    backend = fake(answers, right_nodule=0.95)
+    backend.chances["leave out?"] = 0.4
+    (point,) = read(backend, volume, "No cardiomegaly.").discrepancies
+    assert (point.type, point.correction) == ("omission", wording)
+
+
+@pytest.mark.parametrize(
+    ("report", "mistaken"),
+    [("Right nodule.", True), ("Right nodule. Left nodule.", False),
+     ("Right nodule. No left nodule.", True)],
+)  # fmt: skip
+def test_a_side_is_no_mistake_where_the_report_tells_of_the_other_too(
+    volume: Volume, report: str, mistaken: bool
+) -> None:
+    backend = fake({}, left_nodule=0.98)
+    backend.chances[CHECK_SENTENCE.format(sentence="Right nodule.")] = 0.3
+    points = read(backend, volume, report).discrepancies
+    (kind,) = [p.type for p in points if p.sentence == "Right nodule."]
+    assert (kind == "direction") == mistaken
+
+
+@pytest.mark.parametrize(("sure", "told"), [(0.95, ["direction"]), (0.4, [])])
+def test_what_was_hardly_said_so_is_warned_of_instead(
+    volume: Volume, speech: np.ndarray, sure: float, told: list[str]
+) -> None:
+    """Of two sentences in one recording the model doubts one; what it meant is told beside it."""
+    said, meant = "There is a right nodule.", "There is a left nodule."
+    backend = FakeBackend(
+        answers={"Transcribe": f"No cardiomegaly. {said}", said: f"direction: {meant}"},
+        chances={f"images? {said}": 0.02}, sure={"right": sure, "No": 0.1},
+    )  # fmt: skip
+    reading = CtReportPipeline(backend)(volume, dictation=(speech, 16000))
+    assert [(p.type, p.sentence) for p in reading.discrepancies] == [(kind, said) for kind in told]
+    assert reading.agreement == ("disagrees" if told else "agrees")
+    misheard = [w for w in reading.warnings if w.code == "MISHEARD"]
+    assert [(said in w.subject, meant in w.message) for w in misheard] == [(True, True)][
+        len(told) :
+    ]
+    for point in reading.discrepancies:
+        assert point.probability == pytest.approx(0.98 * sure)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,32 @@ def test_what_was_dictated_on_the_page_is_judged_as_dictated(
     assert words not in [point.sentence for point in reading.discrepancies]
 
 
+def test_what_was_heard_with_doubt_on_the_page_is_warned_of_unless_a_person_changes_it(
+    room: Room, phantom_series: Path, backend: FakeBackend, tmp_path: Path, speech: Any
+):
+    import wave
+
+    opened(room, phantom_series)
+    words, changed = "A right nodule.", "A small right nodule."
+    backend.answers = {"right nodule.": "direction: A left nodule.", "Transcribe": words}
+    backend.chances, backend.sure = {"right nodule.": 0.1}, {"right": 0.4}
+    with wave.open(str(tmp_path / "said.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", "NONE"))
+        file.writeframes((speech * 3e4).astype("<i2").tobytes())
+    (said,) = flows.hear(room, backend, tmp_path / "said.wav")
+    room.listen(Listening(backend, said))  # a microphone goes on after it
+    tone = (9000 * np.sin(np.arange(48000) / 20)).astype("<i2").tobytes()
+    flows.listen(room.ear, base64.b64encode(tone).decode(), 48000)  # type: ignore[arg-type]
+    for dictated, told, warned in ((words, [], 1), (f"{words} {words}", [], 2),
+                                   (changed, [changed], 0), (f"{words} {changed}", [changed], 1)):  # fmt: skip
+        list(flows.review(room, backend, "", dictated))
+        reading = room.judged()
+        assert [point.sentence for point in reading.discrepancies] == told
+        assert [w.code for w in reading.warnings] == ["MISHEARD"] * warned
+    opened(room, phantom_series)
+    assert room.heard == []
+
+
 def test_the_room_gives_the_reading_that_the_pipeline_gives(
     room: Room, phantom_series: Path, backend: FakeBackend
 ):
@@ -290,7 +316,7 @@ def test_a_recording_is_heard_piece_by_piece(backend: FakeBackend, tmp_path: Pat
     with wave.open(str(tmp_path / "said.wav"), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", "NONE"))
         file.writeframes((np.tile(speech, 6) * 3e4).astype("<i2").tobytes())
-    said = list(flows.hear(backend, tmp_path / "said.wav"))
+    said = list(flows.hear(Room(), backend, tmp_path / "said.wav"))
     assert said == ["No nodule.", "No nodule. No nodule."]
 
 

@@ -15,8 +15,10 @@ from multimodal.training.growth import grown, see_as
 from multimodal.training.world.worlds import WORLDS
 
 COARSE = replace(
-    SIZES["small"], frame=Frame("crossread-ct-thin", 12), stem=((32, 0), (64, 2), (128, 1)), fine=0
-)
+    SIZES["small"], frame=Frame("crossread-ct-thin", 12), stem=((32, 0), (64, 2), (128, 1)), fine=0,
+    beside=False,
+)  # fmt: skip
+BESIDE = replace(COARSE, beside=True)
 FINE = replace(COARSE, fine=16)
 
 
@@ -30,19 +32,23 @@ FINE = replace(COARSE, fine=16)
         (COARSE, FINE),
         (FINE, FINE),
         (FINE, replace(COARSE, fine=48, stem=((48, 2), (64, 3), (128, 1)))),
+        (FINE, replace(FINE, beside=True)),
+        (BESIDE, BESIDE),
     ],
     ids=["as shipped", "nothing new", "wider and deeper", "sharper alone", "finer", "as fine",
-         "finer still and wider"],
+         "finer still and wider", "with what is beside", "beside as before"],
 )  # fmt: skip
 def test_a_grown_tower_sees_what_it_saw_before(before: Size, after: Size) -> None:
     torch.manual_seed(0)
     small = tower_from_config(vision_config(before)).eval()
     for parameter in small.parameters():  # as trained ones are: no part is still silent
         parameter.data += 0.02 * torch.randn_like(parameter)
-    pixels = torch.randn(2, 3, 96, 96)
+    pixels = torch.randn(2, small.preprocess.channels, 96, 96)
     times = after.frame.size // 96
     sharper = pixels.repeat_interleave(times, 2).repeat_interleave(times, 3)
     tower = grown(small, vision_config(after)).eval()
+    more = tower.preprocess.channels - small.preprocess.channels
+    sharper = torch.cat([sharper, torch.randn(2, more, *sharper.shape[2:])], 1)
     with torch.no_grad():
         torch.testing.assert_close(tower(sharper), small(pixels), atol=1e-4, rtol=1e-4)
 
@@ -56,9 +62,11 @@ def test_a_grown_tower_sees_what_it_saw_before(before: Size, after: Size) -> Non
         (COARSE, replace(COARSE, stem=((32, 0), (64, 1), (128, 1)))),
         (FINE, COARSE),
         (FINE, SIZES["small"]),
+        (BESIDE, COARSE),
     ],
-    ids=["other width", "other grid", "narrower", "shallower", "less fine", "fine and sharper"],
-)
+    ids=["other width", "other grid", "narrower", "shallower", "less fine", "fine and sharper",
+         "nothing beside"],
+)  # fmt: skip
 def test_what_a_tower_cannot_grow_into_is_refused_with_a_reason(size: Size, after: Size) -> None:
     before = tower_from_config(vision_config(size))
     with pytest.raises(IncompatibleModel, match="cannot go on as this size"):
@@ -71,7 +79,7 @@ def test_what_is_new_in_a_grown_tower_learns() -> None:
     before = {name: value.clone() for name, value in tower.named_parameters()}
     for _ in range(3):  # what follows a silent part learns first, then the part itself
         optimiser.zero_grad()
-        tower(torch.randn(1, 3, 192, 192)).square().mean().backward()
+        tower(torch.randn(1, 5, 192, 192)).square().mean().backward()
         optimiser.step()
     still = [n for n, p in tower.named_parameters() if p.requires_grad and p.equal(before[n])]
     assert still == []

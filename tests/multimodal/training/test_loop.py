@@ -419,6 +419,22 @@ def test_slices_show_each_finding_as_often_as_its_weight_says() -> None:
     assert shown == pytest.approx([0.9 * 2 / 3 + 1 / 6, 0.1 * 2 / 3 + 1 / 6], abs=0.03)
 
 
+def test_slices_bring_those_beside_them_upside_down_as_often_as_not() -> None:
+    corpus = _Crowd()
+    num = corpus.num_studies
+    corpus.views = np.zeros((num, 4, 3, 8, 8), np.uint8)
+    corpus.views[:, :, 0] = 60 * np.arange(4)[:, None, None]  # told by its height
+    drawn = corpus.slices(np.random.default_rng(0), 1200).pixels.float().mean((2, 3)) / 60
+    heights = drawn.round().long()
+    own, first, second = heights[:, 0], heights[:, 3], heights[:, 4]
+    below, above = (own - 1).clamp(min=0), (own + 1).clamp(max=3)
+    upright = (first == below) & (second == above)
+    turned = (first == above) & (second == below)
+    assert (upright | turned).all()
+    inner = (own > 0) & (own < 3)
+    assert 0.4 < upright[inner].float().mean() < 0.6
+
+
 class _SeesBright(nn.Module):
     """Sure of the first finding by its brightness, and torn about the second."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from multimodal import prompts
+from multimodal.heard import Piece
 from multimodal.measuring import Measuring
 from multimodal.prompts import SIZES, NamedFinding, Verdict
 from multimodal.review import VERDICTS, Key, ReviewWeights
@@ -220,15 +222,28 @@ def test_a_report_is_dictated_without_its_misspellings_and_judged_for_all_else()
     knows = Oracle(report, 0.99)  # and holds all else for as likely
     seen = {NODULE: 0.9, EFFUSION: 0.9}
     as_typed = judge_report(misheard, knows, seen, None)  # type: ignore[arg-type]
-    heard = judge_report(misheard, knows, seen, None, dictated=True)  # type: ignore[arg-type]
+    heard = judge_report(misheard, knows, seen, None, surely=[1.0, 1.0])  # type: ignore[arg-type]
     assert as_typed.said == {("typo", 0), ("direction", 1), ("omission", -2)}
     assert heard.said == heard.true == {("direction", 1), ("omission", -2)}
     assert [wrong for wrong, _ in heard.stated] == [False, True, True]
     lines = tuple(replace(line, mistake=None) for line in misheard.lines[:1])
     alone = replace(misheard, lines=lines, left_out=(), lacking=())
-    right = judge_report(alone, knows, {NODULE: 0.9}, WEIGHTS, dictated=True)  # type: ignore[arg-type]
+    right = judge_report(alone, knows, {NODULE: 0.9}, WEIGHTS, surely=[1.0])  # type: ignore[arg-type]
     assert not right.said  # nor does it leave out what it was meant to say
     assert [chance >= 0.5 for _, chance in heard.stated] == [False, True, True]
+
+
+@pytest.mark.parametrize(("surely", "told"), [(1.0, True), (0.6, True), (0.4, False)])
+def test_what_was_hardly_said_so_is_no_mistake_of_a_dictated_report(
+    surely: float, told: bool
+) -> None:
+    """The side that is wrong may have been misheard; nor is the finding taken for left out then."""
+    planted = _planted()
+    report = replace(planted, left_out=(), lacking=())
+    knows, seen = Oracle(report, 0.999), {NODULE: 0.001, EFFUSION: 0.999}
+    judged = judge_report(report, knows, seen, None, surely=[surely])  # type: ignore[arg-type]
+    assert (("direction", 0) in judged.said) == told
+    assert judged.stated[0][1] == pytest.approx(0.999 * surely, abs=0.01)
 
 
 def test_dictating_is_measured_on_what_is_heard_of_the_report_as_it_should_be_spelt(
@@ -259,10 +274,16 @@ def test_dictating_is_measured_on_what_is_heard_of_the_report_as_it_should_be_sp
     spoken: list[str] = []
     monkeypatch.setattr(dictation, "synthesise", lambda text, _voice, _rng: spoken.append(text))
 
-    def measured(hears: str) -> list[Any]:
+    def measured(hears: str, surely: float = 1.0) -> list[Any]:
         """Typed and dictated, where the first sentence is heard as that."""
+        sure = iter([surely, 1.0])
         heard = iter([hears, planted.lines[0].text])
-        monkeypatch.setattr(evaluation, "hear", lambda _backend, _speech: next(heard))
+
+        def write_down(_backend: Any, _speech: Any, _rate_hz: int) -> Any:
+            text = next(heard)
+            return SimpleNamespace(text=text), (Piece(text, math.log(next(sure))),)
+
+        monkeypatch.setattr(evaluation, "write_down", write_down)
         ways = evaluation.dictated_reports(None, range(1))  # type: ignore[arg-type]
         return [scores.reports for scores in ways]
 
@@ -273,3 +294,5 @@ def test_dictating_is_measured_on_what_is_heard_of_the_report_as_it_should_be_sp
     assert dictated.said == typed.said  # what was misheard is none of the report's mistakes
     (typed,), (dictated,) = measured(planted.lines[0].text)
     assert dictated.said != typed.said  # another meaning is
+    (typed,), (dictated,) = measured(planted.lines[0].text, 0.3)
+    assert dictated.said == typed.said  # unless the model doubts that it was said
