@@ -66,7 +66,15 @@ class Preprocess:
             top, left = (side - height) // 2, (side - width) // 2
             padded = F.pad(pixels, [left, top, side - width - left, side - height - top])
             squares.append(self._resize(padded))
-        return torch.cat([self.normalise(square[None]) for square in squares])
+        return self.normalise_apart(torch.stack(squares))
+
+    def normalise_apart(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures that are no slices of one study `[n, 3, h, w]`, as `normalise` does each alone.
+
+        Raises:
+            InvalidPixels: not 8-bit pictures of so many channels.
+        """
+        return torch.cat([self.normalise(one[None]) for one in pixels])
 
     def _resize(self, pixels: torch.Tensor) -> torch.Tensor:
         from torchvision.transforms.v2 import InterpolationMode

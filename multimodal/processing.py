@@ -364,7 +364,11 @@ class MultimodalProcessor(ProcessorMixin):
         views: Any = part.study
         if not isinstance(views, Views):
             views = wanted_views(part, viewable(views), self._profile())
-        pixels = self._preprocess().normalise(torch.from_numpy(views.pixels))
+        prepare = self._preprocess()
+        stack = bool(views.geometry.any())  # not pictures of several projections
+        pixels = (prepare.normalise if stack else prepare.normalise_apart)(
+            torch.from_numpy(views.pixels)
+        )
         n, regions = (self._sense("vision")[k] for k in ("tokens_per_view", "num_regions"))
         words = self._study_words(len(views.sources))
         sources = (None, *(s for s in views.sources for _ in range(n)), *(None,) * (regions + 1))

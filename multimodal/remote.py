@@ -78,6 +78,7 @@ class _Answer:
                 top=tuple((o["token"], float(o["logprob"])) for o in t.get("top_logprobs") or ()),
             )
             for t in self.told
+            if t["logprob"] is not None
         )  # fmt: skip
 
     def spent(self, sent: Written, timings_s: Mapping[str, float]) -> Usage:

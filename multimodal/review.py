@@ -146,8 +146,10 @@ def both_told(claim: NamedFinding | None, report: Sequence[str]) -> bool:
     """Whether a sentence of the report says that the claimed finding is on the other side."""
     if claim is None or claim.side is None:
         return False
-    opposite = (claim.name, other_side(claim.side))
-    return any(states(text, opposite) for text in report)
+    opposite, either = (claim.name, other_side(claim.side)), (claim.name, None)
+    return any(
+        states(text, opposite) or (of_both_sides(text) and states(text, either)) for text in report
+    )
 
 
 def weigh(
@@ -165,7 +167,7 @@ def weigh(
         weights: of the two.
         both: whether it is `both_told`: a side is then no mistake for the other one.
     """
-    seen = seen_of(claim, presence, denied=denied)
+    seen = seen_of(claim, presence, denied=denied, both=both)
     sized = sized_of(claim, presence, sizes=sizes)
     how_sized = weights.seen if weights.sized is None else weights.sized
     scores = {
@@ -201,15 +203,20 @@ def sized_of(claim: NamedFinding | None, presence: Presence, *, sizes: Sizes) ->
     return dict.fromkeys(VERDICTS, 1.0) | {AGREES: 1 - wrong, "size": wrong}
 
 
-def seen_of(claim: NamedFinding | None, presence: Presence, *, denied: float) -> dict[str, float]:
-    """How likely every verdict is by the findings alone, sizes aside; even of what they tell nothing about."""
+def seen_of(
+    claim: NamedFinding | None, presence: Presence, *, denied: float, both: bool = False
+) -> dict[str, float]:
+    """How likely every verdict is by the findings alone, sizes aside; even of what they tell nothing about.
+
+    Where it is `both_told`, what is seen on the other side is what another sentence states.
+    """
     seen = dict.fromkeys(VERDICTS, 0.5)
     here = keys_of(claim, presence) if claim else []
     if claim is None or not here:
         return seen
     absent = math.prod(1 - bounded(presence[key]) for key in here)
     there = LEAST
-    if claim.side:
+    if claim.side and not both:
         there = bounded(presence.get((claim.name, other_side(claim.side)), 0.0))
     stated = 1 - denied
     return seen | {
@@ -272,9 +279,9 @@ def states(written: str, key: Key) -> bool:
     )
 
 
-def _says(written: str | None, key: Key, like: str) -> bool:
-    """Whether a sentence says that a finding is there, in the language of a report."""
-    if written is None or is_chinese(written) != is_chinese(like):
+def _says(written: str | None, key: Key, like: str | None = None) -> bool:
+    """Whether a sentence says that a finding is there, in the language of a report if one is given."""
+    if written is None or (like is not None and is_chinese(written) != is_chinese(like)):
         return False
     return states(written, key)
 
@@ -340,7 +347,9 @@ def omissions(
         if unspoken is not None and unspoken[1] >= 0.5:
             if not _says(written, unspoken[0], like):
                 denial_of_it = CHECK_SENTENCE.format(sentence=deny(*unspoken[0], like))
-                written = _omitted((yield Question(denial_of_it)))  # it corrects the denial
+                again = _omitted((yield Question(denial_of_it)))  # it corrects the denial
+                if again and (_says(again, unspoken[0], like) or not _says(written, unspoken[0])):
+                    written = again
             written = lacking(unspoken[0], written)
         spoken = unspoken is not None and written and is_spoken(presence, written, kept, names)
         if spoken or written in kept:

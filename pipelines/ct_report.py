@@ -314,7 +314,7 @@ def _agreement(
         return "no report"
     if points:
         return "disagrees"
-    return "abstained" if "NOT_JUDGED" in codes else "agrees"
+    return "abstained" if codes & {"NOT_JUDGED", "DOUBTFUL"} else "agrees"
 
 
 def _key_slices(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from encoders.errors import IncompatibleModel, InvalidMessage
 from multimodal.backends import Backend, Usage, total_usage
-from multimodal.heard import Piece, surely, write_down
+from multimodal.heard import Piece, how_surely, write_down
 from pipelines.batch import Failed, run_each
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Segment:
         """That all of its words were said so; None where the model does not tell."""
         if all(piece.logprob is None for piece in self.pieces):
             return None
-        return surely(self.pieces, ["".join(piece.text for piece in self.pieces)])[0]
+        return how_surely(self.pieces, ["".join(piece.text for piece in self.pieces)])[0]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -55,11 +55,11 @@ class Transcript:
         segments = [segment.to_dict() for segment in self.segments]
         return {"text": self.text, "segments": segments, "usage": total_usage(self.spent)}
 
-    def surely(self, sentences: Sequence[str]) -> list[float]:
-        """How likely each of its sentences, in order, was said as it stands; 1 where nobody tells."""
+    def how_surely(self, sentences: Sequence[str]) -> list[float]:
+        """How likely each of its sentences was said as it stands; 1 where nobody tells."""
         between = Piece(" ")
         pieces = [piece for segment in self.segments for piece in (*segment.pieces, between)]
-        return surely(pieces, sentences)
+        return how_surely(pieces, sentences)
 
 
 class DictationPipeline:
@@ -137,7 +137,7 @@ class Listening:
     def __init__(self, backend: Backend, before: str = "") -> None:
         self._transcribe = DictationPipeline(backend).transcribe
         self._settled = [before.strip()]
-        self.segments: list[Segment] = []
+        self.segments: tuple[Segment, ...] = ()
         self._num_settled = 0
         self._sound: list[np.ndarray] = []
         self._rate_hz = 0
@@ -158,16 +158,17 @@ class Listening:
         sound = np.concatenate([*self._sound, samples])
         speech = load_speech(sound, rate_hz)
         kept, newest = max(len(speech) - RATE_HZ, 0), ""
-        del self.segments[self._num_settled :]
+        segments = self.segments[: self._num_settled]
         for start, stop in find_phrases(speech):
             heard = self._transcribe((speech[start:stop], RATE_HZ))
-            self.segments += heard.segments
+            segments += heard.segments
             if stop < len(speech) - RATE_HZ / 2:  # a pause has followed
                 self._settled.append(heard.text)
-                self._num_settled = len(self.segments)
+                self._num_settled = len(segments)
                 kept = max(kept, stop)
             else:
                 kept, newest = start, heard.text
+        self.segments = segments
         self._sound = [sound[round(kept * rate_hz / RATE_HZ) :]]
         return " ".join(words for words in (*self._settled, newest) if words)
 

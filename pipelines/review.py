@@ -40,7 +40,7 @@ class _Judged:
     kind: prompts.ErrorType
     correction: str | None
     probability: float | None  # None where the model only says which it is
-    misheard: bool  # rather than mistaken
+    doubt: str  # what it is rather than mistaken, "MISHEARD" or "DOUBTFUL"
 
 
 def check_report(
@@ -58,7 +58,7 @@ def check_report(
     sentences = prompts.split_sentences(report) if report else []
     dictated = prompts.split_sentences(transcript.text) if transcript else []
     typed: list[float | None] = [None] * (len(sentences) - len(dictated))
-    surely = [*typed, *transcript.surely(dictated)] if transcript else typed
+    surely = [*typed, *transcript.how_surely(dictated)] if transcript else typed
     if report and not sentences:
         message = (
             "the report states nothing about the images (only technique, comparison or history),"
@@ -73,10 +73,10 @@ def check_report(
         if found is None:
             kept.append(sentence)
             continue
-        if found.kind != "insertion" or found.misheard:
+        if found.kind != "insertion" or found.doubt:
             kept.append(found.correction or sentence)
-        if found.misheard:
-            session.warnings.append(_misheard(sentence, found.correction))
+        if found.doubt:
+            session.warnings.append(_doubtful(found.doubt, sentence, found.correction))
             continue
         # what was inserted is nowhere to be seen: only the words can be shown
         seen = found.kind != "insertion"
@@ -110,19 +110,26 @@ def _judge(
     except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), f"sentence {number}"))
         return None
-    spoken = chances if surely is None else as_spoken(chances, surely)
-    misheard = spoken.get(prompts.AGREES, 0.0) > 0.5
-    kind = worst_of(chances if misheard else spoken)
+    spoken, doubt = chances, ""
+    if surely is not None:
+        fitted = session.backend.capabilities().review is not None
+        spoken = as_spoken(chances, surely if fitted else 1.0)
+        if spoken[prompts.AGREES] > 0.5:
+            misspelt = as_spoken(chances, 1.0)[prompts.AGREES] > 0.5
+            doubt = "MISHEARD" if misspelt else "DOUBTFUL"
+    kind = worst_of(chances if doubt else spoken)
     probability = 1.0 - spoken.get(prompts.AGREES, 0.0)
     written = prompts.correction_in(said.text, kind)
     correction = mended(sentence, kind, median_mm(sizes), written)
-    return _Judged(kind, correction, probability if judged.choices else None, misheard)
+    return _Judged(kind, correction, probability if judged.choices else None, doubt)
 
 
-def _misheard(sentence: str, meant: str | None) -> Problem:
+def _doubtful(code: str, sentence: str, meant: str | None) -> Problem:
     """A dictated sentence that is rather heard wrongly than wrong."""
+    words = {"MISHEARD": "a word may have been misheard",
+             "DOUBTFUL": "it is not sure that this was said, so it was not judged"}  # fmt: skip
     perhaps = f'; perhaps "{meant}" was said' if meant else ""
-    return Problem("MISHEARD", f"a word may have been misheard{perhaps}", f'"{sentence}"')
+    return Problem(code, f"{words[code]}{perhaps}", f'"{sentence}"')
 
 
 def _weighed(

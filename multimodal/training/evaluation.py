@@ -27,7 +27,7 @@ import torch
 from encoders.audio import RATE_HZ
 from multimodal import prompts
 from multimodal.backends import DEMO, Finished, Region
-from multimodal.heard import surely, write_down
+from multimodal.heard import how_surely, write_down
 from multimodal.local import LocalBackend
 from multimodal.measuring import median_mm
 from multimodal.messages import Study
@@ -144,7 +144,7 @@ def dictations(model: Path, num: int) -> dict[str, float]:
 
 
 def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
-    """Reports judged as typed and as heard from a voice never trained on."""
+    """Reports judged as typed and as heard from a voice never trained on, sentence by sentence."""
     from multimodal.training.world.dictation import HELD_OUT_VOICES, synthesise
 
     typed, dictated = Scores(), Scores()
@@ -162,7 +162,7 @@ def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
             speech = synthesise(line.text, voices[number % len(voices)], rng)
             told, pieces = write_down(backend, speech, RATE_HZ)
             lines.append(replace(line, text=told.text))
-            sure += surely(pieces, ["".join(piece.text for piece in pieces)])
+            sure += how_surely(pieces, ["".join(piece.text for piece in pieces)])
         heard = replace(report, lines=tuple(lines))
         typed.reports.append(judge_report(report, talk, presence, weights))
         dictated.reports.append(judge_report(heard, talk, presence, weights, surely=sure))

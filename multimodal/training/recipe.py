@@ -209,9 +209,7 @@ def _vision(
     before = {name: value.clone() for name, value in dense.state_dict().items()}
 
     def learn() -> None:
-        train_vision(
-            dense, processor.tokenizer, recipe.work, schedule, knows=recipe.parent is not None
-        )
+        train_vision(dense, processor.tokenizer, recipe.work, schedule, knows=bool(recipe.parent))
         if recipe.parent:
             go_part_way(dense, before, recipe.new_share)
 

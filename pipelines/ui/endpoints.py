@@ -64,7 +64,7 @@ def build_endpoints(backend: Backend) -> None:
             return {"text": answer.text, "reason": answer.reason}
 
     def transcribe(recording: FileData) -> dict[str, Any]:
-        """Turn a dictation into text, with the seconds of each segment.
+        """Turn a dictation into text, with the seconds of each segment and how likely it was said so.
 
         Args:
             recording: wav, flac, mp3, ogg, m4a or webm.

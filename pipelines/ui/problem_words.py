@@ -17,6 +17,7 @@ PROBLEMS = {
     "BURNED_IN_RISK": ("pixels may show patient data", "画面中可能含有患者信息。"),
     "CLAMPED": ("values were limited", "部分数值超出范围，已截断。"),
     "CORRUPT_SLICE": ("a slice cannot be decoded", "有层面已损坏，无法解码。"),
+    "DOUBTFUL": ("it is not sure that this was said", "不能确定是否如此口述，未予核对，请与录音核对。"),
     "DUPLICATE_INSTANCE": ("the same image twice", "有重复的图像，只保留一份。"),
     "DUPLICATE_POSITION": ("images at the same place", "有图像位置相同且无法区分，另成序列。"),
     "FEWER_SLICES": ("fewer slices are shown to the model", "模型上下文有限，只向其展示部分层面。"),

@@ -133,15 +133,14 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
 
     def given(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         room = rooms.of(request.session_hash)
-        left = tuple("" if text in room.words else gr.skip() for text in (report, dictated))
-        yield from replaced(room, room.given, left)
+        left = "" if report in room.words else gr.skip()
+        yield from replaced(room, room.given, (left, _left_of(room, dictated)))
 
     def sampled(report: str, dictated: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         with errors_as_help():
             paths, words = load_sample()
         room = rooms.of(request.session_hash)
-        left = "" if dictated in room.words else gr.skip()
-        for values in replaced(room, paths, (words, left)):
+        for values in replaced(room, paths, (words, _left_of(room, dictated))):
             room.words.add(words)
             yield values
 
@@ -177,6 +176,16 @@ def _connect_study(rooms: Rooms, sources: Any, outputs: list[Any], boxes: Any) -
     for event in opened:
         event.failure(failed, None, [study, viewer], queue=False, **quiet)
     study.reveal(revealed, None, study, **quiet)
+
+
+def _left_of(room: Room, dictated: str) -> Any:
+    """The dictation where another study is opened: gone if it speaks of the one before."""
+    import gradio as gr
+
+    if dictated not in room.words:
+        return gr.skip()
+    room.listen_anew()
+    return ""
 
 
 def _connect_words(rooms: Rooms, backend: Backend, sources: Any, boxes: Any) -> None:

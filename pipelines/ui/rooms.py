@@ -64,7 +64,7 @@ class Room:
         self.decisions: dict[int, Decision] = {}
         self.words: set[str] = set()  # the page's texts that speak of this study
         self.ear: Listening | None = None
-        self.heard: list[Segment] = []  # from recordings, and by ears before
+        self.heard: tuple[Segment, ...] = ()  # from recordings, and by ears before
         self._thumbnails: dict[str, str] = {}
         self._tokens: list[str] = []
 
@@ -78,7 +78,9 @@ class Room:
 
         if not files:
             raise MissingInput("Give a study first: a folder, a zip, or the files of a series.")
+        heard, ear = self.heard, self.ear
         self.close()
+        self.heard, self.ear = heard, ear  # what stands on the page stays
         self.stopped.clear()
         self._held = ExitStack()
         self.found = scan(self._held.enter_context(one_input(files)))
@@ -86,8 +88,12 @@ class Room:
 
     def listen(self, ear: Listening) -> None:
         """Hear by this ear from now on; what the one before heard is kept."""
-        self.heard += self.ear.segments if self.ear else []
+        self.heard += self.ear.segments if self.ear else ()
         self.ear = ear
+
+    def listen_anew(self) -> None:
+        """Forget what was heard: the page's dictation is emptied or replaced."""
+        self.heard, self.ear = (), None
 
     def transcript(self, dictated: str) -> Transcript | None:
         """What the page holds as dictated, with how surely it was heard where nobody has changed it."""
@@ -95,7 +101,7 @@ class Room:
 
         if not dictated.strip():
             return None
-        return Transcript(dictated.strip(), (*self.heard, *(self.ear.segments if self.ear else ())))
+        return Transcript(dictated.strip(), self.heard + (self.ear.segments if self.ear else ()))
 
     def choose(self, key: str) -> None:
         """Take another series of the study; what is done with the one before stops."""

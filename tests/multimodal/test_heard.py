@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoders.errors import Refused
 from multimodal.backends import Finished, GenerateOptions, Logprob, Token, Usage
-from multimodal.heard import Piece, surely, write_down
+from multimodal.heard import Piece, how_surely, write_down
 from multimodal.messages import Message
 
 _words = st.lists(
@@ -47,15 +48,28 @@ def test_a_piece_is_as_likely_as_all_tokens_that_it_waited_for() -> None:
     ]  # fmt: skip
 
 
+def test_a_server_that_refuses_to_tell_is_asked_without() -> None:
+    class Refuses(Told):
+        def generate(self, messages: Sequence[Message], options: GenerateOptions) -> Iterator[Any]:
+            if options.logprobs is not None:
+                raise Refused("no such option")
+            return super().generate(messages, options)
+
+    finished, pieces = write_down(Refuses(Token("No.")), np.zeros(16000, np.float32), 16000)  # type: ignore[arg-type]
+    assert (finished.text, pieces) == ("No.", (Piece("No."),))
+
+
 @given(_words, _words)
 def test_a_sentence_is_as_likely_as_its_own_words_together(
     first: list[tuple[str, float]], second: list[tuple[str, float]]
 ) -> None:
-    parts = [[Piece(*word) for word in words] for words in (first, second)]
-    sentences = ["".join(piece.text for piece in part) for part in parts]
-    found = surely([*parts[0], Piece("|"), *parts[1]], sentences)
-    for chance, part in zip(found, (first, second), strict=True):
-        assert chance == pytest.approx(math.prod(math.exp(logprob) for _, logprob in part))
+    parts = [[Piece(*word) for word in words if word[0].strip()] for words in (first, second)]
+    sentences = [
+        "".join(piece.text for piece in part) + end for part, end in zip(parts, "!?", strict=True)
+    ]
+    found = how_surely([*parts[0], Piece("! "), *parts[1], Piece("?")], sentences)
+    for chance, part in zip(found, parts, strict=True):
+        assert chance == pytest.approx(math.prod(math.exp(piece.logprob or 0.0) for piece in part))
 
 
 def test_what_stands_twice_is_found_where_it_stands() -> None:
@@ -64,13 +78,37 @@ def test_what_stands_twice_is_found_where_it_stands() -> None:
         Piece("No ", 0.0),
         Piece("nodule.", math.log(0.3)),
     ]
-    assert surely(pieces, ["No nodule.", "No nodule."]) == pytest.approx([0.9, 0.3])
-    assert surely(pieces, ["No nodule.", "No mass.", "No nodule."]) == pytest.approx(
+    assert how_surely(pieces, ["No nodule.", "No nodule."]) == pytest.approx([0.9, 0.3])
+    assert how_surely(pieces, ["No nodule.", "No mass.", "No nodule."]) == pytest.approx(
         [0.9, 1.0, 0.3]
     )
-    assert surely([], ["No nodule."]) == [1.0]
+    assert how_surely(pieces, ["No nodule."]) == pytest.approx([0.3])  # dictated anew
+    assert how_surely([], ["No nodule.", ""]) == [1.0, 1.0]
+
+
+def test_sentences_may_have_changed_their_order() -> None:
+    pieces = [Piece("No nodule.", math.log(0.9)), Piece(" No mass.", math.log(0.3))]
+    assert how_surely(pieces, ["No mass.", "No nodule."]) == pytest.approx([0.3, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("heard", "written"),
+    [
+        ("15 mm nodule.", "5 mm nodule."),
+        ("右肺未见结节。", "未见结节。"),
+        ("A nodule.", "A small nodule."),
+    ],
+)
+def test_what_a_person_has_changed_was_not_misheard(heard: str, written: str) -> None:
+    assert how_surely([Piece(heard, -2.0)], [written]) == [1.0]
+
+
+def test_a_sentence_over_two_segments_is_found_whatever_the_spaces() -> None:
+    pieces = [Piece(" There is a"), Piece(" nodule", math.log(0.5)), Piece(" "), Piece(" "),
+              Piece(" in the"), Piece("\nright lung.", math.log(0.8))]  # fmt: skip
+    assert how_surely(pieces, ["There is a nodule in the right lung."]) == pytest.approx([0.4])
 
 
 def test_a_word_that_two_sentences_share_is_counted_for_both() -> None:
     pieces = [Piece("No", 0.0), Piece(" mass. No", math.log(0.5)), Piece(" nodule.", math.log(0.8))]
-    assert surely(pieces, ["No mass.", "No nodule."]) == pytest.approx([0.5, 0.4])
+    assert how_surely(pieces, ["No mass.", "No nodule."]) == pytest.approx([0.5, 0.4])

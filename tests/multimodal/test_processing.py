@@ -242,3 +242,17 @@ def test_an_option_is_honoured_or_refused(
         processor(text="list", **options)
     with pytest.raises(InvalidMessage, match="a prompt is needed"):
         processor(images=_picture())
+
+
+def test_pictures_of_several_projections_have_nothing_beside_them() -> None:
+    tiny = {"vision": {"preprocess": {
+        "size": 8, "mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic", "beside": True
+    }, "tokens_per_view": 1, "num_regions": 0}}  # fmt: skip
+    processor = MultimodalProcessor.__new__(MultimodalProcessor)
+    processor.senses = tiny
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
+    for placed in (0.0, 1.0):
+        views = Views(pixels, np.full((2, 11), placed, np.float32), (Source("dicom"),) * 2)
+        seen = processor.prepare("dicom", views).pixels
+        assert torch.equal(seen[0, 3], seen[0, 0])
+        assert torch.equal(seen[0, 4], seen[int(placed), 0])

@@ -114,7 +114,7 @@ def test_what_is_seen_decides_where_the_words_do_not(
 def test_a_side_is_no_mistake_where_the_report_tells_of_both(
     shares: list[float], right: float, left: float
 ) -> None:
-    """All other verdicts stay as likely as they were to each other."""
+    """What is seen on the other side is another sentence's; all else stays as likely as it was."""
     stated = {kind: share / sum(shares) for kind, share in zip(VERDICTS, shares, strict=True)}
     seen = {RIGHT: right, LEFT: left}
     one, both = (
@@ -122,15 +122,23 @@ def test_a_side_is_no_mistake_where_the_report_tells_of_both(
         for told in (False, True)
     )
     assert both["direction"] == 0.0
-    for kind in set(VERDICTS) - {"direction"}:
-        assert both[kind] * (1 - one["direction"]) == pytest.approx(one[kind], abs=1e-9)
+    for kind in set(VERDICTS) - {"direction", "insertion"}:
+        assert both[kind] / both[AGREES] == pytest.approx(one[kind] / one[AGREES], rel=1e-6)
+    assert both["insertion"] / both[AGREES] >= one["insertion"] / one[AGREES] * (1 - 1e-9)
+
+
+def test_a_second_side_that_is_not_there_was_inserted() -> None:
+    stated, seen = said(direction=0.9, agrees=0.05, insertion=0.04), {RIGHT: 0.01, LEFT: 0.99}
+    found = weigh(stated, NODULE, seen, denied=0.0, sizes={}, weights=BOTH, both=True)
+    assert max(found, key=found.__getitem__) == "insertion"
 
 
 @pytest.mark.parametrize(
     ("other", "told"),
     [("There is a 9 mm nodule in the left lung.", True), ("左肺见9 mm结节。", True),
      ("No left lung nodule.", False), ("A mass in the left lung.", False),
-     ("There is a 9 mm nodule in the right lung.", False), ("Nodules in both lungs.", False)],
+     ("There is a 9 mm nodule in the right lung.", False), ("Nodules in both lungs.", True),
+     ("No nodule in either lung.", False), ("Masses in both lungs.", False)],
 )  # fmt: skip
 def test_both_sides_are_told_where_another_sentence_states_the_other(
     other: str, told: bool

@@ -17,6 +17,7 @@ import pytest
 
 from encoders.dicom.identifiers import identifiers_of
 from encoders.errors import BurnedInText, InputError, MissingInput, NotDicom, UnreadableAudio
+from multimodal.review import ReviewWeights
 from pipelines.ct_report import CtReportPipeline
 from pipelines.dictation import Listening
 from pipelines.ui import flows
@@ -175,6 +176,7 @@ def test_what_was_heard_with_doubt_on_the_page_is_warned_of_unless_a_person_chan
     words, changed = "A right nodule.", "A small right nodule."
     backend.answers = {"right nodule.": "direction: A left nodule.", "Transcribe": words}
     backend.chances, backend.sure = {"right nodule.": 0.1}, {"right": 0.4}
+    backend.review = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
     with wave.open(str(tmp_path / "said.wav"), "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", "NONE"))
         file.writeframes((speech * 3e4).astype("<i2").tobytes())
@@ -187,9 +189,14 @@ def test_what_was_heard_with_doubt_on_the_page_is_warned_of_unless_a_person_chan
         list(flows.review(room, backend, "", dictated))
         reading = room.judged()
         assert [point.sentence for point in reading.discrepancies] == told
-        assert [w.code for w in reading.warnings] == ["MISHEARD"] * warned
-    opened(room, phantom_series)
-    assert room.heard == []
+        assert [w.code for w in reading.warnings] == ["DOUBTFUL"] * warned
+    opened(room, phantom_series)  # the page keeps its words
+    list(flows.review(room, backend, "", words))
+    assert room.judged().agreement == "abstained"
+    list(flows.hear(room, backend, tmp_path / "said.wav"))  # in the place of all heard before
+    assert len(room.transcript(words).segments) == 1  # type: ignore[union-attr]
+    room.close()
+    assert not room.transcript(words).segments  # type: ignore[union-attr]
 
 
 def test_the_room_gives_the_reading_that_the_pipeline_gives(
