@@ -32,6 +32,8 @@ from pipelines.dictation import Transcript
 from pipelines.evidence import Discrepancy, Evidence, Finding, as_evidence, locate
 from pipelines.session import Session, Step
 
+_MISHEARD = ("MISHEARD", "a word may have been misheard")
+_DOUBTFUL = ("DOUBTFUL", "it is not sure that this was said, so it was not judged")
 _SURE = 0.9  # less is told as a finding, but no report is blamed for leaving it out
 
 
@@ -40,7 +42,7 @@ class _Judged:
     kind: prompts.ErrorType
     correction: str | None
     probability: float | None  # None where the model only says which it is
-    doubt: str  # what it is rather than mistaken, "MISHEARD" or "DOUBTFUL"
+    doubt: tuple[str, str] | None  # what it is rather than mistaken, code and words
 
 
 def check_report(
@@ -110,13 +112,13 @@ def _judge(
     except (ContextOverflow, BadAnswer) as error:
         session.warnings.append(Problem("NOT_JUDGED", str(error), f"sentence {number}"))
         return None
-    spoken, doubt = chances, ""
+    spoken, doubt = chances, None
     if surely is not None:
         fitted = session.backend.capabilities().review is not None
         spoken = as_spoken(chances, surely if fitted else 1.0)
         if spoken[prompts.AGREES] > 0.5:
             misspelt = as_spoken(chances, 1.0)[prompts.AGREES] > 0.5
-            doubt = "MISHEARD" if misspelt else "DOUBTFUL"
+            doubt = _MISHEARD if misspelt else _DOUBTFUL
     kind = worst_of(chances if doubt else spoken)
     probability = 1.0 - spoken.get(prompts.AGREES, 0.0)
     written = prompts.correction_in(said.text, kind)
@@ -124,12 +126,11 @@ def _judge(
     return _Judged(kind, correction, probability if judged.choices else None, doubt)
 
 
-def _doubtful(code: str, sentence: str, meant: str | None) -> Problem:
+def _doubtful(doubt: tuple[str, str], sentence: str, meant: str | None) -> Problem:
     """A dictated sentence that is rather heard wrongly than wrong."""
-    words = {"MISHEARD": "a word may have been misheard",
-             "DOUBTFUL": "it is not sure that this was said, so it was not judged"}  # fmt: skip
+    code, words = doubt
     perhaps = f'; perhaps "{meant}" was said' if meant else ""
-    return Problem(code, f"{words[code]}{perhaps}", f'"{sentence}"')
+    return Problem(code, f"{words}{perhaps}", f'"{sentence}"')
 
 
 def _weighed(
