@@ -159,10 +159,11 @@ def hear(room: Room, backend: Backend, recording: Path) -> Iterator[str]:
         CrossReadError: what the pipeline raises.
     """
     require_small([Audio(recording)])
-    room.listen_anew()
     heard: list[str] = []
     for event in pipeline("dictation", backend)(recording, stream=True):
         if not isinstance(event, Transcript):
+            if not heard:  # it can be heard: the page's words are replaced
+                room.listen_anew()
             room.heard += (event,)
             heard.append(event.text)
             yield " ".join(words for words in heard if words)

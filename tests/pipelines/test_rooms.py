@@ -193,6 +193,10 @@ def test_what_was_heard_with_doubt_on_the_page_is_warned_of_unless_a_person_chan
     opened(room, phantom_series)  # the page keeps its words
     list(flows.review(room, backend, "", words))
     assert room.judged().agreement == "abstained"
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    with pytest.raises(UnreadableAudio):
+        list(flows.hear(room, backend, tmp_path / "broken.wav"))
+    assert room.transcript(words).segments  # type: ignore[union-attr]
     list(flows.hear(room, backend, tmp_path / "said.wav"))  # in the place of all heard before
     assert len(room.transcript(words).segments) == 1  # type: ignore[union-attr]
     room.close()
