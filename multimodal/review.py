@@ -38,7 +38,7 @@ from multimodal.prompts import (
     other_side,
     parse_size_mm,
 )
-from multimodal.terms import deny, is_chinese, mentions, of_both_sides
+from multimodal.terms import MEANT, deny, is_chinese, mentions, of_both_sides
 
 Key = tuple[str, Side | None]
 Presence = Mapping[Key, float]  # probability of every finding and side that a model knows
@@ -71,7 +71,7 @@ _OTHER_SIDE = {"right": "left", "left": "right", "右": "左", "左": "右"}
 _ONE_SIDED = re.compile(r"\bmiddle\b|中叶", re.IGNORECASE)  # places that the other side lacks
 _TOKEN = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|.", re.DOTALL)
 _LETTERS = {True: 4, False: 3}  # of a word in Latin letters, or another, that may be misspelt
-_MEANT = set("右左未无不双")  # no misspelling: another meaning
+_DOUBLED = re.compile(r"([一-鿿])\1")
 
 
 @dataclass(frozen=True)
@@ -394,8 +394,8 @@ def mended(sentence: str, kind: str, measured_mm: float | None, written: str | N
         changed = _measure_said(sentence, None) or written
     elif kind == "size" and measured_mm is not None:
         changed = _measure_said(sentence, measured_mm) or written
-    elif kind == "typo" and written is not None:
-        changed = _spelt(sentence, written)
+    elif kind == "typo":
+        changed = _spelt(sentence, written or "")
     return None if changed == sentence else changed
 
 
@@ -428,17 +428,30 @@ def _measure_said(sentence: str, size_mm: float | None) -> str | None:
 
 def _spelt(sentence: str, written: str) -> str | None:
     """The sentence with those words of what was written that differ from its own by a letter."""
-    ours, theirs = _TOKEN.findall(sentence), _TOKEN.findall(written)
-    if len(ours) == len(theirs):
-        pairs = zip(ours, theirs, strict=True)
-        return "".join(other if _misspelt(word, other) else word for word, other in pairs)
-    return written if _a_letter_apart(sentence, written) else None  # a word written as two
+    ours, theirs = _TOKEN.findall(sentence), set(_TOKEN.findall(written))
+    meant = [[other for other in theirs if is_misspelt(word, other)] for word in ours]
+    spelt = "".join(
+        _as_written(others[0], word) if len(others) == 1 and word not in theirs else word
+        for word, others in zip(ours, meant, strict=True)
+    )
+    if spelt != sentence:
+        return spelt
+    if _a_letter_apart(sentence, written):  # a word written as two
+        return written if " " in sentence else None
+    undoubled = _DOUBLED.sub(r"\1", sentence)
+    return undoubled if len(undoubled) == len(sentence) - 1 else None
 
 
-def _misspelt(word: str, other: str) -> bool:
-    meaning = set((Counter(word) - Counter(other)) + (Counter(other) - Counter(word))) & _MEANT
-    long = len(word) >= _LETTERS[word.isascii()]
-    return word.isalpha() and long and not meaning and _a_letter_apart(word, other)
+def is_misspelt(word: str, other: str) -> bool:
+    """Whether a word may be another with a letter wrong, which changes no meaning."""
+    if not (word.isalpha() and other.isalpha() and _a_letter_apart(word.lower(), other.lower())):
+        return False
+    if max(len(word), len(other)) < _LETTERS[word.isascii()]:
+        return False
+    if word.isascii():  # atypical
+        return word[0].lower() == other[0].lower()
+    changed = (Counter(word) - Counter(other)) + (Counter(other) - Counter(word))
+    return not set(changed) & MEANT or _DOUBLED.sub(r"\1", word) == other
 
 
 def _a_letter_apart(word: str, other: str) -> bool:

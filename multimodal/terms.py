@@ -68,6 +68,9 @@ _DENIED_ZH = {
     "aortic aneurysm": "未见腹主动脉瘤。",
 }
 _SIDES_ZH = {"right": "右", "left": "左"}
+MEANT = set(
+    "右左未无不双上下中前后"
+)  # a letter more or less of these is no misspelling: another meaning
 _TERMS = {name: re.compile(words) for name, words in _WORDS.items()}
 _SIDE = re.compile(r"\b(right|left)\b|(右)|(左)")
 _ABOUT = re.compile(r"(?<=[0-9a-z米])\s*左右")  # "5 mm or so"

@@ -94,7 +94,8 @@ def _source(model: MultimodalForConditionalGeneration, work_dir: Path, crowded: 
     corpus = open_corpus(work_dir, crowded=crowded)
     most = NUM_CROWDED if crowded else None
     features = encode_corpus(model, work_dir, crowded=crowded, most=most)
-    training = np.array([i for i in corpus.training() if i < len(features)])
+    learned = corpus.training() if crowded else corpus.for_seeing()
+    training = np.array([i for i in learned if i < len(features)])
     counted = torch.from_numpy(corpus.cover[training[:_COUNTED]])
     shown = torch.stack([patch_targets(of.float() / 255.0).sum((0, 1)) for of in counted]).mean(0)
     kind = ("ordinary", "crowded")[crowded]

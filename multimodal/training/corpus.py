@@ -131,6 +131,14 @@ class Corpus:
         """Indices of studies to train on."""
         return range(HELD_OUT, self.num_studies)
 
+    def for_seeing(self) -> range:
+        """Those that neighbours and region head learn from."""
+        return range(HELD_OUT, (HELD_OUT + self.num_studies) // 2)
+
+    def for_telling(self) -> range:
+        """The others, which words learn from: eyes are surer of what they learned than of anything new."""
+        return range((HELD_OUT + self.num_studies) // 2, self.num_studies)
+
     def slices(
         self, rng: np.random.Generator, n: int, weights: np.ndarray | None = None
     ) -> SliceBatch:

@@ -3,7 +3,8 @@
 Tower features are computed once and kept; a last stage may train the vision tower along, its
 pictures encoded anew and its dense targets kept on. A training sequence is one study followed by many
 questions that cannot see each other (a block mask), so each question must look at the images and
-none can copy an earlier answer. The sparse gate is on from the first step.
+none can copy an earlier answer. The sparse gate is on from the first step. The studies are others than
+neighbours and region head learned from: of those they are surer than they will be of any new one.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class Packer:
         self, rng: np.random.Generator, batch_size: int, tasks: Sequence[str] = QUESTIONS
     ) -> tuple[Packed, Seen]:
         """Random studies with random questions."""
-        indices = rng.choice(self.corpus.training(), batch_size, replace=False).tolist()
+        indices = rng.choice(self.corpus.for_telling(), batch_size, replace=False).tolist()
         asked = [self.questions(i, rng, tasks) for i in indices]
         self.fill(indices, asked, rng, tasks)
         return self.pack(indices, asked), self.look(indices)

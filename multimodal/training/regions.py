@@ -36,7 +36,7 @@ def train_regions(
     head.requires_grad_(True)
     seen = see_all(model, corpus, features)
     present, sizes = truth_of(corpus, model.config.regions)
-    training = np.array(corpus.training())
+    training = np.array(corpus.for_seeing())
     shape = (schedule.batch_size, *seen.features.shape[1:])
 
     def draw(_step: int, rng: np.random.Generator) -> tuple[torch.Tensor, bool, torch.Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from multimodal.prompts import ErrorType, NamedFinding, Verdict, other_side
+from multimodal.terms import MEANT
 from multimodal.training.world.reports import Sentence, Writer, absent_keys, format_size
 
 SENTENCE_MISTAKES: tuple[ErrorType, ...] = (
@@ -197,14 +198,17 @@ def _deny_it(right: Sentence, writer: Writer) -> Mistake:
 
 
 def misspell(word: str, rng: np.random.Generator) -> str:
-    """The word with two neighbouring letters swapped, or one letter lost or doubled."""
+    """The word with two neighbouring letters swapped, or one letter lost or doubled.
+
+    None is lost that carries a meaning by itself: what is left would be another true or false sentence.
+    """
     while True:
         i = int(rng.integers(1, len(word) - 1))
         way = int(rng.integers(3))
         if way == 0:
             wrong = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
         elif way == 1:
-            wrong = word[:i] + word[i + 1 :]
+            wrong = word if word[i] in MEANT else word[:i] + word[i + 1 :]
         else:
             wrong = word[:i] + word[i] + word[i:]
         if wrong != word:

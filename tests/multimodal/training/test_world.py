@@ -266,5 +266,13 @@ def test_misspelling_always_changes_the_word() -> None:
         assert mistakes.misspell("胸腔积液", rng) != "胸腔积液"
 
 
+def test_misspelling_leaves_no_other_statement() -> None:
+    """Without its 未 it would say that the finding is there, without its 上 that it is anywhere."""
+    rng = np.random.default_rng(0)
+    wrong = {mistakes.misspell("右肺上叶未见结节", rng) for _ in range(2000)}
+    assert all(set("右上未") <= set(text) for text in wrong)
+    assert {"右肺上叶未未见结节", "右肺上叶未见节", "右肺上未叶见结节"} <= wrong
+
+
 def test_the_first_worlds_findings_are_those_of_its_checkpoint() -> None:
     assert WORLDS["phantom"].findings == FINDINGS
