@@ -468,3 +468,15 @@ def test_recordings_of_a_batch_are_of_one_length_and_none_of_a_voice_kept_aside(
         assert np.searchsorted(learned, chosen.max()) - np.searchsorted(learned, chosen.min()) == 5
     assert min(np.concatenate(drawn)) >= NUM_HELD_OUT
     assert len(set(np.concatenate(drawn).tolist())) == 50
+
+
+def test_every_other_batch_of_recordings_is_of_numbers_where_there_are_enough() -> None:
+    rng = np.random.default_rng(0)
+    texts = [
+        f"A nodule of {n} mm." if n % 5 == 0 else "No nodule." for n in range(NUM_HELD_OUT + 50)
+    ]
+    speech = Utterances([np.zeros((1, 9), np.float16)] * len(texts), texts)
+    drawn = [[speech.texts[i] for i in speech.of_one_length(rng, 10)] for _ in range(600)]
+    of_numbers = np.mean([all("mm" in text for text in batch) for batch in drawn])
+    assert of_numbers == pytest.approx(0.5, abs=0.07)  # 600 tosses of a coin: 3.4 sigma
+    assert min(speech.of_one_length(rng, 11)) >= NUM_HELD_OUT  # ten hold a number: all serve
