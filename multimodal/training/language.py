@@ -200,7 +200,9 @@ class Packer:
         self, rng: np.random.Generator, batch_size: int, tasks: Sequence[str] = QUESTIONS
     ) -> tuple[Packed, Seen]:
         """Random studies with random questions."""
-        indices = rng.choice(self.corpus.for_telling(), batch_size, replace=False).tolist()
+        studies = self.corpus.for_telling()
+        few = len(studies) < batch_size
+        indices = rng.choice(studies, batch_size, replace=few).tolist()
         asked = [self.questions(i, rng, tasks) for i in indices]
         self.fill(indices, asked, rng, tasks)
         return self.pack(indices, asked), self.look(indices)

@@ -12,7 +12,7 @@ import torch
 
 from multimodal.projectors import FindingHead, Neighbours
 from multimodal.training import context
-from multimodal.training.corpus import Make, generate_corpus, open_corpus
+from multimodal.training.corpus import Corpus, Make, generate_corpus, open_corpus
 from multimodal.training.demo_model import SIZES, build_demo
 from multimodal.training.growth import see_as
 from multimodal.training.language import encode_corpus
@@ -111,6 +111,8 @@ class _World:
     def training(self) -> range:
         return range(30, self.num_studies)
 
+    for_seeing = training
+
 
 class _Model(torch.nn.Module):
     """Neighbours, and a finding head as it was drawn."""
@@ -157,3 +159,14 @@ def test_patches_learn_from_the_next_view_what_they_do_not_show_themselves(
     assert right > max(alike, wrong) + 0.3
     for name, value in model.finding_head.state_dict().items():
         assert torch.equal(value, kept[name])
+
+
+def test_words_learn_of_other_studies_than_eyes() -> None:
+    """Of what eyes have learned they are surer than of anything new, and words would trust them too much."""
+    made = object.__new__(Corpus)
+    made.num_studies = 301
+    eyes, words = set(made.for_seeing()), set(made.for_telling())
+    assert not eyes & words
+    assert abs(len(eyes) - len(words)) < 2
+    assert eyes | words == set(made.training())
+    assert not eyes & set(made.held_out())

@@ -40,7 +40,7 @@ def packer() -> Packer:
     geometry = np.zeros((4, VIEWS, 11), np.float32)
     geometry[..., [3, 7]] = 3.0
     studies: Any = SimpleNamespace(
-        world=world, num_views=VIEWS, geometry=geometry, training=lambda: range(4),
+        world=world, num_views=VIEWS, geometry=geometry, for_telling=lambda: range(4),
         truth=[truth for truth, _ in told], vocabulary=[words for _, words in told],
     )  # fmt: skip
     rng = np.random.default_rng(0)
