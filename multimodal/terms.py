@@ -67,10 +67,21 @@ _DENIED_ZH = {
     "ascites": "未见腹水。",
     "aortic aneurysm": "未见腹主动脉瘤。",
 }
+_NUMBER = r"\d+(?:\.\d+)?"
+_UNIT = r"(?:mm|cm|毫米|厘米)"
+_MEASURE = re.compile(
+    rf"(?P<number>{_NUMBER})(?P<more>(?:\s*{_UNIT}?\s*(?:[x×*]|by)\s*{_NUMBER})*)"
+    rf"(?P<gap>[\s-]*)(?P<unit>{_UNIT})(?![a-z0-9³²])",
+    re.IGNORECASE,
+)
+# from here to there, and what is no finding's width
+_NO_SIZE = re.compile(
+    r"\d\s*(?:[-–~至到]|to)\s*\d|\b(?:from|above|below|away|shift|distance|volume|thick)|距|移位|厚|体积",
+    re.IGNORECASE,
+)
 _SIDES_ZH = {"right": "右", "left": "左"}
-MEANT = set(
-    "右左未无不双上下中前后"
-)  # a letter more or less of these is no misspelling: another meaning
+# a letter more or less of these is no misspelling: another meaning
+MEANT = set("右左未无不双上下中前后")
 _TERMS = {name: re.compile(words) for name, words in _WORDS.items()}
 _SIDE = re.compile(r"\b(right|left)\b|(右)|(左)")
 _ABOUT = re.compile(r"(?<=[0-9a-z米])\s*左右")  # "5 mm or so"
@@ -118,6 +129,21 @@ def mentions(sentence: str, names: Sequence[str]) -> Iterator[Mention]:
 def of_both_sides(sentence: str) -> bool:
     """Whether a sentence speaks of right and left together."""
     return bool(_BOTH.search(_ABOUT.sub("", sentence.lower())))
+
+
+def measure_in(sentence: str) -> re.Match[str] | None:
+    """The one size of a sentence; None of several, of ranges and of distances."""
+    found = list(_MEASURE.finditer(sentence))
+    return found[0] if len(found) == 1 and not _NO_SIZE.search(sentence) else None
+
+
+def size_said(sentence: str) -> float | None:
+    """The size in mm that a sentence states, the largest of its extents."""
+    measure = measure_in(sentence)
+    if measure is None:
+        return None
+    largest = max(map(float, re.findall(_NUMBER, measure[0])))
+    return largest * (10 if measure["unit"].lower() in ("cm", "厘米") else 1)
 
 
 def _nearest_side(words: str, start: int, stop: int) -> Side | None:

@@ -14,6 +14,7 @@ from encoders.features import Problem
 from multimodal import prompts
 from multimodal.backends import Finished, Region
 from multimodal.measuring import Sizes, median_mm
+from multimodal.mending import mended
 from multimodal.review import (
     VERDICTS,
     Question,
@@ -22,7 +23,6 @@ from multimodal.review import (
     claim_of,
     denial,
     lacking,
-    mended,
     omissions,
     weigh,
     worst_of,

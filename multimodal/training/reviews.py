@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from multimodal import prompts
 from multimodal.measuring import Sizes, median_mm
+from multimodal.mending import mended
 from multimodal.prompts import NamedFinding
 from multimodal.review import (
     VERDICTS,
@@ -19,7 +20,6 @@ from multimodal.review import (
     denial,
     keys_of,
     measure_of,
-    mended,
     omissions,
     sizes_of,
     weigh,

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multimodal.measuring import Measuring, median_mm
+from multimodal.mending import mended
 from multimodal.prompts import AGREES, SIZES, NamedFinding, parse_findings
 from multimodal.review import (
     VERDICTS,
@@ -25,7 +26,6 @@ from multimodal.review import (
     lacking,
     left_out,
     measure_of,
-    mended,
     sizes_of,
     states,
     surest_unspoken,
@@ -319,6 +319,8 @@ def test_left_out_by_both_opinions() -> None:
      ("No convincing consolidation in the rigt lung.", "typo", None, "No consolidation in the right lung.",
       "No convincing consolidation in the right lung."),
      ("A lession by a lesion.", "typo", None, "Lesions by a lesion.", "A lesion by a lesion."),
+     ("Rihgt lung.", "typo", None, "In the right lung.", "Right lung."),
+     ("In the rihgt lung.", "typo", None, "Right lung.", "In the right lung."),
      ("A lesionn.", "typo", None, "A lesion and lesions.", None),
      ("无胸。", "typo", None, "无气胸。", "无气胸。"),
      ("右侧肋骨病灶，大约21 mm。", "typo", None, "右侧肋骨病灶，大小约21 mm。", "右侧肋骨病灶，大小约21 mm。"),
