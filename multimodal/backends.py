@@ -137,7 +137,7 @@ class Token:
 @dataclass(frozen=True)
 class Region:
     """Where a finding is seen best, there or not: box (x0, y0, x1, y1) in pixels of the stored slice
-    of `source`, and the size that it would have.
+    of `source`, the size that it would have, and how likely all that is seen makes it.
     """
 
     finding: str
@@ -146,6 +146,12 @@ class Region:
     source: Source
     box: tuple[float, float, float, float]
     size_mm: float | None = None
+    presence: float | None = None
+
+
+def seen_in(regions: Iterable[Region]) -> dict[Key, float]:
+    """How likely every region's finding is by what is seen, as `multimodal.review` takes it."""
+    return {(r.finding, r.side): r.presence for r in regions if r.presence is not None}
 
 
 def measured_in(regions: Iterable[Region]) -> dict[Key, float]:

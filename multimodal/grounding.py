@@ -1,6 +1,6 @@
 """Where the finding head sees what: patch maps of a study -> regions with boxes on stored slices.
 
-How large it is the region head says, of all patches together.
+How large it is, and how likely, the region head says, of all patches together.
 
 Knows no language model: a region is what the vision tower saw, whatever the words then say.
 """
@@ -33,14 +33,14 @@ def locate_regions(
         sources: one per view.
     """
     seen, patches = model.see_patches(features)
-    _, log_size = model.region_head(model.gather(seen, patches, geometry))
+    logit, log_size = model.region_head(model.gather(seen, patches, geometry))
     grid, view_size = model.vision_tower.grid, model.config.view_size
     x_mm = token_centres_mm(geometry, grid, view_size)[..., 0].cpu().numpy()
     probability = patches[0].sigmoid().cpu().numpy()
-    sizes = log_size.exp().tolist()
+    judged = zip(log_size.exp().tolist(), logit.sigmoid().tolist(), strict=True)
     names = [name for name, _ in model.config.findings]
     found = []
-    for (name, side), size_mm in zip(model.config.regions, sizes, strict=True):
+    for (name, side), (size_mm, presence) in zip(model.config.regions, judged, strict=True):
         maps = probability[..., names.index(name)]
         if side is not None:
             maps = np.where(x_mm * (1 if side == "left" else -1) >= 0, maps, 0.0)
@@ -54,6 +54,7 @@ def locate_regions(
                 sources[view],
                 sources[view].to_stored(box),
                 size_mm,
+                presence,
             )
         )
     return tuple(found)

@@ -66,6 +66,8 @@ class ReviewWeights:
             speak of (both as log odds), and what is added.
         measure: of a size; None where nothing is measured.
         sized: of how likely a stated size is wrong; None before version 7, where it counts as `seen`.
+        presence: of the answer to whether a finding is there, of what the region head sees of it (both as
+            log odds), and what is added; None before version 9, where the answer stands.
     """
 
     said: float
@@ -74,19 +76,25 @@ class ReviewWeights:
     left_out: tuple[float, float, float]
     measure: Measuring | None = None
     sized: float | None = None
+    presence: tuple[float, float, float] | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | None) -> ReviewWeights | None:
         """From a checkpoint's configuration, None where it holds none."""
         if values is None:
             return None
-        said, seen, added = values["left_out"]
         told = values.get("measure")  # checkpoints before 6 measure nothing
         measure = Measuring.read(told) if told else None
+        presence = values.get("presence")
         return cls(
-            values["said"], values["seen"], dict(values["verdicts"]), (said, seen, added), measure,
-            values.get("sized"),
+            values["said"], values["seen"], dict(values["verdicts"]), _three(values["left_out"]), measure,
+            values.get("sized"), _three(presence) if presence else None,
         )  # fmt: skip
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    said, seen, added = values
+    return said, seen, added
 
 
 def claim_of(sentence: str, names: Sequence[str]) -> NamedFinding | None:
@@ -233,8 +241,25 @@ def left_out(said: float, unspoken: float, weights: ReviewWeights) -> float:
         unspoken: of the surest finding that the report does not speak of.
         weights: of the two.
     """
-    words, sight, added = weights.left_out
-    return 1 / (1 + math.exp(-(words * log_odds(said) + sight * log_odds(unspoken) + added)))
+    return _together(said, unspoken, weights.left_out)
+
+
+def believed(said: float, seen: float | None, weights: ReviewWeights | None) -> float:
+    """Probability that a finding is there.
+
+    Args:
+        said: the model's own, asked for it.
+        seen: what the region head makes of it; None where there is none.
+        weights: of the two; without any the model is taken at its word.
+    """
+    if seen is None or weights is None or weights.presence is None:
+        return said
+    return _together(said, seen, weights.presence)
+
+
+def _together(said: float, seen: float, weights: tuple[float, float, float]) -> float:
+    words, sight, added = weights
+    return 1 / (1 + math.exp(-(words * log_odds(said) + sight * log_odds(seen) + added)))
 
 
 def states(written: str, key: Key) -> bool:

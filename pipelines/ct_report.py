@@ -18,8 +18,9 @@ from encoders.errors import (
 )
 from encoders.features import Problem
 from multimodal import prompts
-from multimodal.backends import Backend, Finished, Region, Token, measured_in, total_usage
+from multimodal.backends import Backend, Finished, Region, Token, measured_in, seen_in, total_usage
 from multimodal.messages import Study
+from multimodal.review import believed
 from pipelines.batch import Failed, run_each
 from pipelines.dictation import DictationPipeline, Transcript
 from pipelines.evidence import (
@@ -186,7 +187,7 @@ def _read(backend: Backend, case: Case) -> Iterator[Progress]:
             looking, prompts.LIST_FINDINGS, ground=True, form=prompts.FINDINGS_FORM
         )
         session.warnings += [p for p in seen.problems if p not in session.warnings]
-        session.measured = measured_in(seen.regions)
+        session.seen, session.measured = seen_in(seen.regions), measured_in(seen.regions)
         away = _out_of_range(session)
     if away is not None:
         session.warnings.insert(0, away)
@@ -284,7 +285,9 @@ def _findings(session: Session, seen: Finished) -> Iterator[Step | Finding]:
     for number, (name, side) in enumerate(asked):
         yield Step("findings", number, len(asked))
         prompt = prompts.ask_presence(name, side)
-        probability = session.ask(prompt, choices=("yes", "no")).choices["yes"]
+        said = session.ask(prompt, choices=("yes", "no")).choices["yes"]
+        weights = session.backend.capabilities().review
+        probability = believed(said, session.seen.get((name, side)), weights)
         session.presence[name, side] = probability
         if probability < 0.5:
             continue

@@ -13,7 +13,7 @@ from multimodal import prompts
 from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
 from multimodal.measuring import Sizes, median_mm
 from multimodal.messages import Message, Study, Text, user
-from multimodal.review import Key, MeasuredMm, measure_of, sizes_of
+from multimodal.review import Key, MeasuredMm, Presence, measure_of, sizes_of
 
 if TYPE_CHECKING:
     from encoders.dicom import Volume
@@ -52,8 +52,8 @@ def kept(events: Iterator[Step | Found], found: list[Found]) -> Iterator[Step | 
 class Session:
     """One study being read: what was asked, what it cost, what is to be warned of.
 
-    `presence` is the probability of every finding that was asked for, `measured` the size in mm that
-    each finding that the model knows would have.
+    `presence` is the probability of every finding that was asked for, `seen` that of each by what is seen
+    of it alone, `measured` the size in mm that it would have.
     """
 
     backend: Backend
@@ -62,6 +62,7 @@ class Session:
     timings_s: dict[str, float] = field(default_factory=dict)
     spent: list[Usage] = field(default_factory=list)
     presence: dict[Key, float] = field(default_factory=dict)
+    seen: Presence = field(default_factory=dict)
     measured: MeasuredMm = field(default_factory=dict)
 
     @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,9 @@ from multimodal.review import (
     OMISSION,
     VERDICTS,
     Key,
+    Presence,
     ReviewWeights,
+    believed,
     denial,
     log_odds,
     seen_of,
@@ -48,6 +50,7 @@ from multimodal.training.world.reports import all_keys
 
 _FEW_SIZES = 20  # fewer say nothing about how far measures are off
 _ALIKE = 0.5  # by how much, in logarithms, the spreads of two findings are thought to differ
+_UNSURE = 0.36  # what few rows do not prove weighs little
 Fitted = dict[str, tuple[float, float]]
 
 
@@ -65,6 +68,8 @@ class Answers:
         kept: the report's sentences as they should be.
         omission: probability that these leave something out.
         left_out: whether they do.
+        seen: probability of every finding by what is seen alone.
+        present: what is there.
     """
 
     choices: list[tuple[tuple[str, ...], list[float], int]]
@@ -75,6 +80,8 @@ class Answers:
     kept: list[str]
     omission: float
     left_out: bool
+    seen: Presence = field(default_factory=dict)
+    present: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,7 @@ def _ask(talk: Talk, case: Case) -> Answers:
         [line.mistake.verdict.error or "" if line.mistake else prompts.AGREES
          for line in report.lines],
         said, talk.ask(whole, OMISSION).choices["omission"], bool(report.left_out),
+        talk.seen, frozenset(present),
     )  # fmt: skip
 
 
@@ -178,9 +186,10 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     """The weights of least cross-entropy on whole reports; without any report, those of the
     words alone.
     """
-    presences = [_calibrated_presence(answer, fitted) for answer in answers]
+    sight = _fit_presence(answers, fitted)
+    presences = [_believed(answer, fitted, sight) for answer in answers]
     measure = _fit_measure(answers, presences, fitted)
-    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), measure)
+    words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), measure, presence=sight)
     said, seen, sized, right, doubts, missing = [], [], [], [], [], []
     for answer, presence in zip(answers, presences, strict=True):
         for line, verdict in zip(answer.lines, answer.right, strict=True):
@@ -200,16 +209,38 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
         return words_alone
     of_each = [np.log(np.maximum(chances, 1e-8)) for chances in (said, seen, sized)]
     weights, added = _fit_verdicts(np.stack(of_each), right)
-    left_out = _fit_left_out(np.array(doubts), np.array(missing, float))
+    left_out = _fit_odds(np.array(doubts), np.array(missing, float))
     by_kind = dict(zip(VERDICTS[1:], added, strict=True))
-    return ReviewWeights(weights[0], weights[1], by_kind, left_out, measure, weights[2])
+    return ReviewWeights(weights[0], weights[1], by_kind, left_out, measure, weights[2], sight)
 
 
-def _calibrated_presence(answer: Answers, fitted: Fitted) -> dict[Key, float]:
+def _believed(
+    answer: Answers, fitted: Fitted, sight: tuple[float, float, float] | None
+) -> dict[Key, float]:
+    """Every finding's probability as a reading states it."""
+    weights = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), presence=sight)
     return {
-        key: calibrated({"yes": p, "no": 1 - p}, fitted)["yes"]
+        key: believed(_yes(p, fitted), answer.seen.get(key), weights)
         for key, p in answer.presence.items()
     }
+
+
+def _yes(chance: float, fitted: Fitted) -> float:
+    return calibrated({"yes": chance, "no": 1 - chance}, fitted)["yes"]
+
+
+def _fit_presence(answers: Sequence[Answers], fitted: Fitted) -> tuple[float, float, float] | None:
+    """How much counts what is said of a finding, and what is seen of it; None where nothing is seen."""
+    rows = [
+        (log_odds(_yes(chance, fitted)), log_odds(answer.seen[key]), key in answer.present)
+        for answer in answers
+        for key, chance in answer.presence.items()
+        if key in answer.seen
+    ]
+    if not rows:
+        return None
+    values = np.array(rows, float)
+    return _fit_odds(values[:, :2], values[:, 2])
 
 
 def calibrated(chances: Mapping[str, float], fitted: Fitted) -> dict[str, float]:
@@ -282,13 +313,14 @@ def _fit_measure(
     return Measuring(words, dict(zip(names, spreads, strict=True)))
 
 
-def _fit_left_out(doubts: np.ndarray, missing: np.ndarray) -> tuple[float, float, float]:
+def _fit_odds(opinions: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
+    """Of two opinions' log odds `[rows, 2]` on what is true or not, the weights, and what is added."""
     from scipy.optimize import minimize
 
     def loss(weights: np.ndarray) -> float:
-        scores = doubts @ weights[:2] + weights[2]
-        lost = np.logaddexp(0, scores) - missing * scores
-        return float(lost.mean() + 1e-3 * (weights**2).sum())
+        scores = opinions @ weights[:2] + weights[2]
+        lost = np.logaddexp(0, scores) - true * scores
+        return float(lost.sum() + _UNSURE * (weights**2).sum())
 
     bounds = [(0.0, None), (0.0, None), (None, None)]
     said, seen, added = minimize(loss, np.array([1.0, 0.0, 0.0]), bounds=bounds).x

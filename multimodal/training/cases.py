@@ -19,12 +19,12 @@ import torch
 
 from encoders.dicom import Volume, load_volume, write_ct_series
 from multimodal import prompts
-from multimodal.backends import Finished, GenerateOptions, Token, collect, measured_in
+from multimodal.backends import Finished, GenerateOptions, Token, collect, measured_in, seen_in
 from multimodal.configuration import MultimodalConfig
 from multimodal.local import LocalBackend
 from multimodal.messages import Study, user
 from multimodal.prompts import NamedFinding, Side
-from multimodal.review import Key, MeasuredMm, measure_of
+from multimodal.review import Key, MeasuredMm, Presence, ReviewWeights, believed, measure_of
 from multimodal.training.world.dialogues import Dialogue, ask
 from multimodal.training.world.mistakes import Faulty, faulty_report
 from multimodal.training.world.reports import Vocabulary, Writer
@@ -130,6 +130,11 @@ class Talk:
         return self.ask(prompts.LIST_FINDINGS, ground=True)
 
     @property
+    def seen(self) -> Presence:
+        """How likely every finding is by what is seen alone."""
+        return seen_in(self.listed.regions)
+
+    @property
     def measured(self) -> MeasuredMm:
         """The size of every region as it is seen."""
         return measured_in(self.listed.regions)
@@ -149,3 +154,13 @@ class Talk:
         """Every finding asked for by itself."""
         asked = [prompts.ask_presence(*key) for key in keys]
         return dict(zip(keys, self.ask_all(asked, PRESENCE), strict=True))
+
+    def believed(
+        self, answers: Mapping[Key, Finished], weights: ReviewWeights | None
+    ) -> dict[Key, float]:
+        """How likely every finding is by these answers and by what is seen, as a reading states it."""
+        seen = self.seen
+        return {
+            key: believed(answer.choices["yes"], seen.get(key), weights)
+            for key, answer in answers.items()
+        }

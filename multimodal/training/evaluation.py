@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,12 +26,12 @@ import torch
 
 from encoders.audio import RATE_HZ
 from multimodal import prompts
-from multimodal.backends import DEMO, Finished, Region
+from multimodal.backends import DEMO, Region
 from multimodal.heard import how_surely, write_down
 from multimodal.local import LocalBackend
 from multimodal.measuring import median_mm
 from multimodal.messages import Study
-from multimodal.review import OMISSION, Key, ReviewWeights, sizes_of
+from multimodal.review import OMISSION, ReviewWeights, sizes_of
 from multimodal.sparse import counting_flops, set_sparsity
 from multimodal.terms import is_chinese
 from multimodal.training.audio_pretraining import dictate, edit_distance
@@ -59,7 +59,7 @@ CURVE = ("presence balanced accuracy", "list F1", "check balanced accuracy")
 GATED = (
     *CURVE, "side accuracy", "omission balanced accuracy", "report AUROC", "report correction exact"
 )  # fmt: skip
-FORMAT = 5  # of what is kept
+FORMAT = 6  # of what is kept
 CHUNK = 10  # studies that a process examines before it tells what it found
 FEW = 80  # studies at most for what is asked of each many times over
 DICTATED = 200  # studies at most whose reports are spoken
@@ -75,7 +75,8 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     true = {(f.name, f.side) for f in case.truth}
     scores.listed.append((len(named & true), len(named), len(true)))
     answers = talk.presence(all_keys(case.vocabulary))
-    presence = _chances(answers)
+    weights = ReviewWeights.read(backend.model.config.review_weights)
+    presence = talk.believed(answers, weights)
     for region in talk.listed.regions:
         key = (region.finding, region.side)
         if key in true:
@@ -86,8 +87,7 @@ def examine(backend: LocalBackend, case: Case, scores: Scores) -> None:
     elsewhere = all_keys(replace(case.vocabulary, findings=case.vocabulary.elsewhere))
     others = talk.presence(elsewhere)
     scores.elsewhere += [answer.text == "yes" for answer in others.values()]
-    presence |= _chances(others)
-    weights = ReviewWeights.read(backend.model.config.review_weights)
+    presence |= talk.believed(others, weights)
     _mark(case.questions, talk, scores)
     for size in talk.sizes(case.truth):
         told = sizes_of(size.name, size.said, size.measured_mm, weights)
@@ -155,7 +155,7 @@ def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
         known = replace(
             case.vocabulary, findings=case.vocabulary.findings + case.vocabulary.elsewhere
         )
-        presence = _chances(talk.presence(all_keys(known)))
+        presence = talk.believed(talk.presence(all_keys(known)), weights)
         report, lines, sure = without_typos(case.report), [], []
         for line in report.lines:
             voices = HELD_OUT_VOICES["zh" if is_chinese(line.text) else "en"]
@@ -167,10 +167,6 @@ def dictated_reports(model: Path, seeds: range) -> tuple[Scores, Scores]:
         typed.reports.append(judge_report(report, talk, presence, weights))
         dictated.reports.append(judge_report(heard, talk, presence, weights, surely=sure))
     return typed, dictated
-
-
-def _chances(answers: Mapping[Key, Finished]) -> dict[Key, float]:
-    return {key: answer.choices["yes"] for key, answer in answers.items()}
 
 
 @torch.inference_mode()

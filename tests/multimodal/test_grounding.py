@@ -26,7 +26,7 @@ def _model(presence: torch.Tensor, sizes_mm: Sequence[float] = (1.0, 1.0, 1.0)) 
         vision_tower=SimpleNamespace(grid=GRID),
         see_patches=lambda features: (features, (presence, torch.zeros_like(presence))),
         gather=lambda features, patches, geometry: (features, patches, geometry),
-        region_head=lambda seen: (torch.zeros(3), torch.tensor(sizes_mm).log()),
+        region_head=lambda seen: (torch.tensor([0.0, 2.0, -2.0]), torch.tensor(sizes_mm).log()),
     )
 
 
@@ -55,6 +55,9 @@ def test_each_side_has_its_own_best_patch_on_its_own_slice() -> None:
     assert [r.source.slice_index for r in (right, left, heart)] == [0, 14, 7]
     assert right.score == pytest.approx(float(torch.tensor(2.0).sigmoid()))
     assert [r.size_mm for r in (right, left, heart)] == pytest.approx([14.0, 9.0, 120.0], rel=1e-5)
+    assert [r.presence for r in (right, left, heart)] == pytest.approx(
+        [0.5, 0.8808, 0.1192], rel=1e-3
+    )
     # patch (1, 0) is pixels x 0..2, y 2..4 of the view; stored: 2x + 10, 2y + 20
     assert right.box == pytest.approx((10, 24, 14, 28))
     assert left.box == pytest.approx((22, 24, 26, 28))

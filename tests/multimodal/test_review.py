@@ -19,6 +19,7 @@ from multimodal.review import (
     VERDICTS,
     ReviewWeights,
     as_spoken,
+    believed,
     both_told,
     claim_of,
     denial,
@@ -262,6 +263,17 @@ def test_a_sentence_claims_one_finding_or_nothing_to_be_weighed(
     assert claim_of(sentence, NAMES) == claim
 
 
+def test_a_finding_is_there_by_what_is_said_and_what_is_seen_of_it() -> None:
+    """A product of odds; without weights of both, or nothing seen, the answer stands."""
+    even = replace(BOTH, presence=(1.0, 1.0, 0.0))
+    assert believed(0.8, 0.9, even) == pytest.approx(36 / 37)
+    assert believed(0.8, 0.1, replace(BOTH, presence=(0.0, 1.0, math.log(2)))) == pytest.approx(
+        2 / 11
+    )
+    assert believed(0.8, 0.0, even) > 0.0
+    assert believed(0.8, None, even) == believed(0.8, 0.1, BOTH) == believed(0.8, 0.1, None) == 0.8
+
+
 def test_the_surest_finding_of_which_nobody_speaks() -> None:
     presence = {RIGHT: 0.7, LEFT: 0.9, ("cardiomegaly", None): 0.4}
     report = ["There is a left nodule.", "Heart size is normal."]
@@ -392,6 +404,8 @@ def test_weights_are_read_as_a_checkpoint_holds_them() -> None:
     measuring = replace(weights, measure=Measuring(0.5, {"mass": 0.1, "nodule": 0.2}), sized=0.8)
     assert ReviewWeights.read(json.loads(json.dumps(asdict(measuring)))) == measuring
     assert ReviewWeights.read(json.loads(json.dumps(asdict(weights)))) == weights
+    looking = replace(measuring, presence=(0.1, 0.9, -0.7))
+    assert ReviewWeights.read(json.loads(json.dumps(asdict(looking)))) == looking
     assert ReviewWeights.read(None) is None
     told = asdict(replace(weights, measure=Measuring(0.5, {"mass": 0.2, "nodule": 0.2})))
     told["measure"] |= {"spread": 0.2, "names": ["mass", "nodule"]}  # as version 6 holds it

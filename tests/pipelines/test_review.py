@@ -76,6 +76,22 @@ def test_where_the_words_leave_a_size_open_the_measure_of_its_region_decides(
         assert abs(float(re.findall(r"\d+", point.correction or "")[0]) - measured_mm) <= 1.0
 
 
+@pytest.mark.parametrize(("seen", "agreement"), [(0.9, "agrees"), (0.01, "disagrees")])
+def test_what_the_regions_tell_counts_beside_what_the_model_answers(
+    volume: Volume, seen: float, agreement: str
+) -> None:
+    """Asked, it is torn; a reading states the probability by which it judges the report."""
+    region = Region("nodule", "left", 0.9, Source("dicom", slice_index=3), (1, 1, 4, 4), 14.0, seen)
+    backend = fake({"How large": "14 mm"}, left_nodule=0.5)
+    backend.regions, backend.review = (region,), replace(BOTH, presence=(1.0, 1.0, 0.0))
+    backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.6
+    reading = read(backend, volume, AGREED)
+    assert reading.agreement == agreement
+    assert [f.probability for f in reading.findings] == (
+        [pytest.approx(seen)] if seen > 0.5 else []
+    )
+
+
 def test_what_is_seen_overrules_a_doubt_about_a_right_sentence(volume: Volume) -> None:
     backend = fake({"How large": "14 mm"}, left_nodule=0.99)
     backend.chances[CHECK_SENTENCE.format(sentence=AGREED)] = 0.3

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from multimodal.prompts import SIZES, NamedFinding
-from multimodal.review import OMISSION, VERDICTS, ReviewWeights, denial, left_out, log_odds, weigh
+from multimodal.review import (
+    OMISSION,
+    VERDICTS,
+    ReviewWeights,
+    believed,
+    denial,
+    left_out,
+    log_odds,
+    weigh,
+)
 from multimodal.training.calibration import Answers, calibrated, fit_review
 from multimodal.training.cases import Sized
 from multimodal.training.reviews import Heeded
 
 RIGHT, LEFT = ("nodule", "right"), ("nodule", "left")
+WORDS = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0))
 TRUE_SAID, TRUE_SEEN, TRUE_SIZED, RARER = 0.8, 0.4, 0.9, -1.5
 
 
@@ -48,6 +59,21 @@ def test_the_weights_that_drew_the_verdicts_are_found_again() -> None:
     assert found.sized == pytest.approx(TRUE_SIZED, abs=0.15)
     assert found.verdicts["insertion"] == pytest.approx(RARER, abs=0.25)
     assert found.left_out == pytest.approx((0.7, 0.5, -1.0), abs=0.15)
+
+
+def test_what_is_said_and_seen_of_a_finding_count_by_how_often_each_was_right() -> None:
+    """Findings drawn by weights of 0.3 and 0.8 of two opinions, both seldom sure."""
+    rng = np.random.default_rng(2)
+    answers = []
+    for _ in range(4000):
+        said, seen = rng.uniform(0.02, 0.98, 2).tolist()
+        there = rng.random() < believed(said, seen, replace(WORDS, presence=(0.3, 0.8, -0.5)))
+        present = frozenset({RIGHT} if there else ())
+        answers.append(
+            Answers([], [], {RIGHT: said}, [], [], [], 0.0, False, {RIGHT: seen}, present)
+        )
+    assert fit_review(answers, {}).presence == pytest.approx((0.3, 0.8, -0.5), abs=0.1)
+    assert fit_review([replace(a, seen={}) for a in answers[:9]], {}).presence is None
 
 
 def test_a_measure_counts_by_how_far_it_was_off() -> None:

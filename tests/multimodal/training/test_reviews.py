@@ -16,6 +16,7 @@ from multimodal.heard import Piece
 from multimodal.measuring import Measuring
 from multimodal.prompts import SIZES, NamedFinding, Verdict
 from multimodal.review import VERDICTS, Key, ReviewWeights
+from multimodal.training.cases import Talk
 from multimodal.training.measures import Mended
 from multimodal.training.reviews import judge_report, without_typos
 from multimodal.training.world.mistakes import Faulty, Line, Mistake, faulty_report
@@ -28,6 +29,9 @@ NODULE, EFFUSION = ("nodule", "right"), ("pleural effusion", "left")
 
 class Oracle:
     """Knows the truth of a report and answers as a perfect model would, or doubts everything."""
+
+    seen: Mapping[Key, float] = MappingProxyType({})
+    believed = Talk.believed
 
     def __init__(
         self,
