@@ -19,10 +19,11 @@ from encoders.dicom import Volume, load_volume, scan, write_ct_series
 from encoders.dicom.values import AIR_HU
 from encoders.errors import CrossReadError
 from multimodal import prompts
-from multimodal.backends import Finished, GenerateOptions, Region, collect
+from multimodal.backends import Finished, GenerateOptions, Region, collect, seen_in
 from multimodal.local import LocalBackend
 from multimodal.messages import Study, user
 from multimodal.prompts import NamedFinding
+from multimodal.review import believed
 from multimodal.training.measures import area, mean
 from multimodal.training.world.reports import Vocabulary, Writer, all_keys
 from multimodal.training.world.worlds import (
@@ -53,8 +54,11 @@ def _ask(backend: LocalBackend, volume: Volume, prompt: str, options: GenerateOp
 
 
 def _present(backend: LocalBackend, volume: Volume, name: str, side: prompts.Side | None) -> float:
-    options = GenerateOptions(choices=("yes", "no"))
-    return _ask(backend, volume, prompts.ask_presence(name, side), options).choices["yes"]
+    """The finding's probability as a reading states it."""
+    options = GenerateOptions(choices=("yes", "no"), ground=True)
+    answer = _ask(backend, volume, prompts.ask_presence(name, side), options)
+    seen, weights = seen_in(answer.regions), backend.capabilities().review
+    return believed(answer.choices["yes"], seen.get((name, side)), weights)
 
 
 def hidden_regions(backend: LocalBackend, cases: Sequence[Probed]) -> dict[str, float]:
