@@ -20,6 +20,7 @@ import numpy as np
 from multimodal import prompts
 from multimodal.local import LocalBackend
 from multimodal.measuring import Measuring, Sizes, weigh_sizes
+from multimodal.prompts import Verdict
 from multimodal.review import (
     OMISSION,
     VERDICTS,
@@ -46,12 +47,33 @@ from multimodal.training.cases import (
 )
 from multimodal.training.measures import fit_calibration
 from multimodal.training.reviews import Heeded, heed, sizes_heeded
-from multimodal.training.world.reports import all_keys
+from multimodal.training.world.mistakes import Faulty, faulty_report
+from multimodal.training.world.reports import Writer, all_keys
 
 _FEW_SIZES = 20  # fewer say nothing about how far measures are off
 _ALIKE = 0.5  # by how much, in logarithms, the spreads of two findings are thought to differ
+_REPORTS = 4  # of a study: mistakes of a kind are rare in one
 _UNSURE = 0.36  # what few rows do not prove weighs little
 Fitted = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What a checkpoint answered about one faulty report, as its scores are.
+
+    Attributes:
+        lines: about every sentence.
+        right: their true verdicts.
+        kept: the report's sentences as they should be.
+        omission: probability that these leave something out.
+        left_out: whether they do.
+    """
+
+    lines: list[Heeded]
+    right: list[str]
+    kept: list[str]
+    omission: float
+    left_out: bool
 
 
 @dataclass(frozen=True)
@@ -63,11 +85,7 @@ class Answers:
             those for sizes.
         sizes: of every finding that has one.
         presence: probability of every finding.
-        lines: what was answered about every sentence of a faulty report.
-        right: their true verdicts.
-        kept: the report's sentences as they should be.
-        omission: probability that these leave something out.
-        left_out: whether they do.
+        reviews: of some faulty reports.
         seen: probability of every finding by what is seen alone.
         present: what is there.
     """
@@ -75,11 +93,7 @@ class Answers:
     choices: list[tuple[tuple[str, ...], list[float], int]]
     sizes: list[Sized]
     presence: dict[Key, float]
-    lines: list[Heeded]
-    right: list[str]
-    kept: list[str]
-    omission: float
-    left_out: bool
+    reviews: list[Reviewed] = field(default_factory=list)
     seen: Presence = field(default_factory=dict)
     present: frozenset[Key] = frozenset()
 
@@ -123,12 +137,16 @@ def _ask_about(model: Path, seeds: range) -> list[Answers]:
     world, answers = world_of(backend.model.config), []
     for seed in tqdm(seeds, desc="calibrate", mininterval=10):
         case = make_case(world, seed, CALIBRATION_SEED)
-        answers.append(_ask(Talk(backend, case), case))
+        rng = np.random.default_rng((CALIBRATION_SEED, 1, seed))
+        drawn = [
+            faulty_report(Writer(case.truth, rng, case.vocabulary)) for _ in range(_REPORTS - 1)
+        ]
+        answers.append(_ask(Talk(backend, case), case, [case.report, *drawn]))
     backend.close()
     return answers
 
 
-def _ask(talk: Talk, case: Case) -> Answers:
+def _ask(talk: Talk, case: Case, reports: Sequence[Faulty]) -> Answers:
     present = {(f.name, f.side) for f in case.truth}
     presence = {
         key: answer.choices["yes"]
@@ -144,17 +162,25 @@ def _ask(talk: Talk, case: Case) -> Answers:
         for question, answer in zip(asked, told, strict=True):
             label = question.label if question.label in known else known[0]
             choices.append((known, [answer.choices[c] for c in known], known.index(label)))
-    report, names = case.report, [name for name, _ in case.vocabulary.findings]
-    kept = [line.mistake.verdict.correction if line.mistake else line.text for line in report.lines]
-    said = [text for text in kept if text is not None]
-    whole = prompts.FIND_OMISSION.format(report=" ".join(said))
+    names = [name for name, _ in case.vocabulary.findings]
+    reviews = [_review(talk, report, names) for report in reports]
     return Answers(
-        choices, talk.sizes(case.truth), presence,
+        choices, talk.sizes(case.truth), presence, reviews, talk.seen, frozenset(present)
+    )
+
+
+def _review(talk: Talk, report: Faulty, names: Sequence[str]) -> Reviewed:
+    right = [line.mistake.verdict if line.mistake else Verdict(None) for line in report.lines]
+    corrected = [
+        line.text if verdict.error is None else verdict.correction
+        for line, verdict in zip(report.lines, right, strict=True)
+    ]
+    kept = [text for text in corrected if text is not None]
+    whole = prompts.FIND_OMISSION.format(report=" ".join(kept))
+    return Reviewed(
         heed([line.text for line in report.lines], talk, names),
-        [line.mistake.verdict.error or "" if line.mistake else prompts.AGREES
-         for line in report.lines],
-        said, talk.ask(whole, OMISSION).choices["omission"], bool(report.left_out),
-        talk.seen, frozenset(present),
+        [verdict.error or prompts.AGREES for verdict in right],
+        kept, talk.ask(whole, OMISSION).choices["omission"], bool(report.left_out),
     )  # fmt: skip
 
 
@@ -191,8 +217,12 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
     measure = _fit_measure(answers, presences, fitted)
     words_alone = ReviewWeights(1.0, 0.0, {}, (1.0, 0.0, 0.0), measure, presence=sight)
     said, seen, sized, right, doubts, missing = [], [], [], [], [], []
-    for answer, presence in zip(answers, presences, strict=True):
-        for line, verdict in zip(answer.lines, answer.right, strict=True):
+    for review, presence in (
+        (review, presence)
+        for answer, presence in zip(answers, presences, strict=True)
+        for review in answer.reviews
+    ):
+        for line, verdict in zip(review.lines, review.right, strict=True):
             chances = calibrated(line.said, fitted)
             seeing = seen_of(line.claim, presence, denied=denial(line.text, chances))
             heeded = replace(line, sizes=calibrated(line.sizes, fitted))
@@ -201,10 +231,10 @@ def fit_review(answers: Sequence[Answers], fitted: Fitted) -> ReviewWeights:
             seen.append([seeing[kind] for kind in VERDICTS])
             sized.append([sizing[kind] for kind in VERDICTS])
             right.append(VERDICTS.index(verdict))
-        unspoken = surest_unspoken(presence, answer.kept, sorted({n for n, _ in presence}))
-        words = calibrated({OMISSION[0]: 1 - answer.omission, OMISSION[1]: answer.omission}, fitted)
+        unspoken = surest_unspoken(presence, review.kept, sorted({n for n, _ in presence}))
+        words = calibrated({OMISSION[0]: 1 - review.omission, OMISSION[1]: review.omission}, fitted)
         doubts.append([log_odds(words["omission"]), log_odds(unspoken[1] if unspoken else 0.0)])
-        missing.append(answer.left_out)
+        missing.append(review.left_out)
     if not right:
         return words_alone
     of_each = [np.log(np.maximum(chances, 1e-8)) for chances in (said, seen, sized)]

@@ -123,7 +123,7 @@ class _World:
     def held_out(self) -> range:
         return range(100)
 
-    def training(self) -> range:
+    def for_seeing(self) -> range:
         return range(100, self.num_studies)
 
 

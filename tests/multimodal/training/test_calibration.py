@@ -19,7 +19,7 @@ from multimodal.review import (
     log_odds,
     weigh,
 )
-from multimodal.training.calibration import Answers, calibrated, fit_review
+from multimodal.training.calibration import Answers, Reviewed, calibrated, fit_review
 from multimodal.training.cases import Sized
 from multimodal.training.reviews import Heeded
 
@@ -48,7 +48,9 @@ def _answers(count: int) -> list[Answers]:
         omission, told = rng.random(), [text]
         missing = rng.random() < left_out(omission, presence[LEFT], true)
         heeded = [Heeded(text, said, claim, {"14 mm": chance, "30 mm": 1 - chance}, None)]
-        answers.append(Answers([], [], presence, heeded, [right], told, omission, missing))
+        answers.append(
+            Answers([], [], presence, [Reviewed(heeded, [right], told, omission, missing)])
+        )
     return answers
 
 
@@ -69,9 +71,7 @@ def test_what_is_said_and_seen_of_a_finding_count_by_how_often_each_was_right() 
         said, seen = rng.uniform(0.02, 0.98, 2).tolist()
         there = rng.random() < believed(said, seen, replace(WORDS, presence=(0.3, 0.8, -0.5)))
         present = frozenset({RIGHT} if there else ())
-        answers.append(
-            Answers([], [], {RIGHT: said}, [], [], [], 0.0, False, {RIGHT: seen}, present)
-        )
+        answers.append(Answers([], [], {RIGHT: said}, [], {RIGHT: seen}, present))
     assert fit_review(answers, {}).presence == pytest.approx((0.3, 0.8, -0.5), abs=0.1)
     assert fit_review([replace(a, seen={}) for a in answers[:9]], {}).presence is None
 
@@ -87,27 +87,25 @@ def test_a_measure_counts_by_how_far_it_was_off() -> None:
         for name, spread in spreads.items()
         for x in off.tolist()
     ]
-    found = fit_review([Answers([], sizes, {}, [], [], [], 0.0, False)], {})
+    found = fit_review([Answers([], sizes, {})], {})
     assert found.measure is not None
     assert found.measure.spread == pytest.approx(spreads, rel=0.2)
-    few_of_one = fit_review(
-        [Answers([], [*sizes[:300], *sizes[300:302]], {}, [], [], [], 0.0, False)], {}
-    )
+    few_of_one = fit_review([Answers([], [*sizes[:300], *sizes[300:302]], {})], {})
     assert few_of_one.measure is not None
     assert few_of_one.measure.spread["nodule"] == pytest.approx(0.2, rel=0.2)
     assert 0.05 < few_of_one.measure.spread["mass"] < 0.2  # two say that it is less, not how much
     unseen = {("nodule", "left"): 0.001}
     wild = [Sized("nodule", "left", even, 70.0 * math.exp(x), 20.0) for x in off.tolist()]
     both = [
-        Answers([], sizes[:300], {}, [], [], [], 0.0, False),
-        Answers([], wild, unseen, [], [], [], 0.0, False),
+        Answers([], sizes[:300], {}),
+        Answers([], wild, unseen),
     ]
     found = fit_review(both, {})
     assert found.measure is not None
     assert found.measure.spread["nodule"] == pytest.approx(
         0.2, rel=0.2
     )  # what is not seen says nothing
-    few = fit_review([Answers([], sizes[:5], {}, [], [], [], 0.0, False)], {})
+    few = fit_review([Answers([], sizes[:5], {})], {})
     assert few.measure is None
 
 
