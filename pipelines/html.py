@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.terminal import grouped, slice_words
+from pipelines.terminal import grouped, percent, slice_words
 
 if TYPE_CHECKING:
     import jinja2
@@ -51,7 +51,7 @@ def render_reading(reading: Reading) -> str:
 
 
 def _percent(probability: float | None) -> str:
-    return "–" if probability is None else f"{probability:.0%}".replace("%", " %")
+    return "–" if probability is None else percent(probability).replace("%", " %")
 
 
 def _pictures(reading: Reading, num_slices: int) -> Iterator[tuple[str, str]]:

@@ -92,7 +92,14 @@ def _describe_finding(finding: Finding, num_slices: int) -> str:
 
 
 def _sure(probability: float | None) -> str:
-    return "" if probability is None else f" ({probability:.0%} sure)"
+    return "" if probability is None else f" ({percent(probability)} sure)"
+
+
+def percent(probability: float) -> str:
+    """Rounded, but never to what is certain or impossible: no model knows that."""
+    if probability < 0.005:
+        return "<1%"
+    return ">99%" if probability >= 0.995 else f"{probability:.0%}"
 
 
 def slice_words(index: int, num_slices: int) -> str:

@@ -20,7 +20,7 @@ from multimodal.backends import Region
 from pipelines.ct_report import CtReportPipeline
 from pipelines.evidence import Discrepancy, Reading
 from pipelines.html import draw_slice, mark_report
-from pipelines.terminal import describe_reading, describe_study
+from pipelines.terminal import describe_reading, describe_study, percent
 from tests.makers import BLOCKS, FakeBackend, write_blocks
 
 EVIL = '<script>alert("x")</script> & <img src=http://evil.example/x onerror=alert(1)>'
@@ -192,6 +192,22 @@ def test_the_terminal_shows_what_the_page_shows(reading: Reading):
     ):
         assert part in text
     assert max(len(line) for line in text.splitlines() if "http" not in line) <= 100
+
+
+@pytest.mark.parametrize(
+    ("probability", "words"),
+    [
+        (0.0, "<1%"),
+        (0.004, "<1%"),
+        (0.006, "1%"),
+        (0.43, "43%"),
+        (0.994, "99%"),
+        (0.9985, ">99%"),
+        (1.0, ">99%"),
+    ],
+)
+def test_nothing_is_told_as_certain(probability: float, words: str):
+    assert percent(probability) == words
 
 
 def test_the_terminal_groups_problems():

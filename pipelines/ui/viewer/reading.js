@@ -213,7 +213,9 @@ function name({ side, name: finding }) {
 }
 
 function sure(probability) {
-  return probability === null ? "" : `${(100 * probability).toFixed(0)} %`;
+  if (probability === null) return "";
+  if (probability < 0.005) return "<1 %"; // nothing is certain
+  return probability >= 0.995 ? ">99 %" : `${(100 * probability).toFixed(0)} %`;
 }
 
 function role(name, made) {
