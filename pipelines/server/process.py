@@ -23,6 +23,8 @@ from pipelines.server.settings import Settings
 logger = logging.getLogger(__name__)
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _LAST_BYTES_S = 5  # for answers to reach their clients once the work is done
+KEEP_ALIVE_S = 75  # longer than clients (5 s) and balancers (60 s) keep an idle connection: whoever
+# closes it later may send a request just as the other closes
 
 
 def run_server(
@@ -93,6 +95,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(life), log_config=None, log_level="critical", access_log=False,
             lifespan="on", timeout_graceful_shutdown=_LAST_BYTES_S, server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )  # fmt: skip
         super().__init__(config)
         self._life = life

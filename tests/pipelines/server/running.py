@@ -17,6 +17,7 @@ from multimodal.backends import Backend, Finished, GenerateOptions, Token, Usage
 from multimodal.messages import Message
 from pipelines.server.app import Life, create_app
 from pipelines.server.keys import Keys
+from pipelines.server.process import KEEP_ALIVE_S
 from pipelines.server.settings import Settings
 from tests.makers import FakeBackend
 from tests.waiting import PATIENCE_S, wait_until
@@ -144,7 +145,7 @@ def serving(
     life = Life(load, settings or Settings(), keys)
     config = uvicorn.Config(
         create_app(life), port=0, log_config=None, log_level="critical", lifespan="on",
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=1, timeout_keep_alive=KEEP_ALIVE_S,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -91,8 +93,6 @@ def test_it_says_that_it_is_ready_once_the_model_is_there(tmp_path: Path):
 
 
 def test_a_port_that_is_taken_is_told():
-    import socket
-
     from encoders.errors import InvalidOption
 
     with socket.socket() as taken:
@@ -105,7 +105,6 @@ def test_a_port_that_is_taken_is_told():
 def test_answers_are_not_held_back_by_the_network():
     """Head and body of an answer are two packets; Nagle's algorithm kept the second for 40 ms."""
     import asyncio
-    import socket
 
     from pipelines.server import process as module
 
@@ -125,3 +124,14 @@ def test_answers_are_not_held_back_by_the_network():
                 await writer.wait_closed()
 
     asyncio.run(check())
+
+
+def test_an_idle_connection_outlives_the_clients_patience(tmp_path: Path):
+    """Closed by the server first, one that a client still counts on fails its next request."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    with process(gate) as (_, server), socket.create_connection(("127.0.0.1", server.port)) as raw:
+        for idle_s in (0.0, (httpx.Limits().keepalive_expiry or 0.0) + 0.5):
+            time.sleep(idle_s)
+            raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert raw.recv(4096).startswith(b"HTTP/1.1 200")
