@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,11 @@ def test_an_idle_connection_outlives_the_clients_patience(tmp_path: Path):
     """Closed by the server first, one that a client still counts on fails its next request."""
     gate = tmp_path / "gate"
     gate.touch()
-    with process(gate) as (_, server), socket.create_connection(("127.0.0.1", server.port)) as raw:
+    with process(gate) as (_, server), closing(HTTPConnection("127.0.0.1", server.port)) as kept:
+        kept.connect()
+        connection = kept.sock
         for idle_s in (0.0, (httpx.Limits().keepalive_expiry or 0.0) + 0.5):
             time.sleep(idle_s)
-            raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert raw.recv(4096).startswith(b"HTTP/1.1 200")
+            kept.request("GET", "/healthz")
+            assert kept.getresponse().read()
+        assert kept.sock is connection
