@@ -1,10 +1,10 @@
 """`crossread serve` beside `transformers serve`: the same folder, the same requests, all at once.
 
-    python -m benchmarks.serving_http [--text 24 --pictures 12 --tokens 64]
+    python -m benchmarks.serving_http [--text 24 --pictures 12 --tokens 64 --rounds 3]
 
 Words for a Llama of 27 million parameters, and pictures for a LLaVA-OneVision around one like it, both
 drawn at random. Counted is the CPU time of each server's processes from the first request to the last
-answer, one thread each. The last line is JSON.
+answer, one thread each; of each figure the median round. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.server import wait_for
+from benchmarks.serving import median
 from benchmarks.serving_bars import show_bars
 from benchmarks.sparse import machine
 from tests.multimodal import native_zoo
@@ -130,8 +131,8 @@ def measured(command: list[str], model: str, ready: str, asked: list[dict[str, A
         return {"cpu_s": cpu_seconds(server) - before, "tokens": tokens, "texts": texts}
 
 
-def compare(kind: str, folder: Path, asked: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ours against theirs on one folder."""
+def compare(kind: str, folder: Path, asked: list[dict[str, Any]]) -> dict[str, float]:
+    """One round of ours against theirs on one folder."""
     theirs = measured(
         [str(Path(sys.executable).parent / "transformers"), "serve", str(folder), "--device", "cpu",
          "--dtype", "float32", "--continuous-batching"],
@@ -153,16 +154,17 @@ def compare(kind: str, folder: Path, asked: list[dict[str, Any]]) -> dict[str, A
 def main() -> None:
     """Print each comparison as it comes and, last, the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("text", 24), ("pictures", 12), ("tokens", 64)):
+    for name, value in (("text", 24), ("pictures", 12), ("tokens", 64), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     told: dict[str, Any] = {"benchmark": "serving_http", "machine": machine(), **vars(options)}
     with tempfile.TemporaryDirectory(prefix="crossread-") as place:
         for kind, save in (("text", save_text), ("pictures", save_pictures)):
-            folder = Path(place) / kind
             asked = requests(kind, getattr(options, kind), options.tokens)
             if asked:
-                told[f"{kind}_against_transformers_serve"] = compare(kind, save(folder), asked)
+                folder = save(Path(place) / kind)
+                rounds = [compare(kind, folder, asked) for _ in range(options.rounds)]
+                told[f"{kind}_against_transformers_serve"] = median(rounds)
     told["bars"] = show_bars(told)
     print(json.dumps(told))
 
