@@ -37,6 +37,7 @@ from multimodal.shipping import Receiver, Sender
 
 _LOG = logging.getLogger(__name__)
 HEARTBEAT_S = 0.2
+NICE = 5  # of the child: the parent answers at once, however many cores the model keeps at work
 _LONGEST_PAUSE_S = 30.0  # between two starts of a process that does not come up
 _DIED = "the process that runs the model ended and is started again; ask once more"
 _NOT_YET = "the model is being loaded; ask again in a moment"
@@ -254,6 +255,7 @@ class BackendProcess:
 def _serve(pipe: Connection, load: Callable[[], Backend]) -> None:
     """The child's main function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
+    os.nice(NICE)
     child = _Child(pipe)
     try:
         backend = load()

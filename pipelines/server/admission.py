@@ -69,13 +69,16 @@ class Admission:
         if why := self.closed():
             self._refuse(why)
             raise ApiError(503, f"the server is {why}; try again later", why, retry_after_s=5)
-        settings = self._settings
-        if self.running + self.waiting >= settings.max_running + settings.max_waiting:
+        if self._is_full:
             raise self._full("all places are taken")
-        share = max(1, round(settings.tenant_share * settings.max_waiting))
-        if self._shared and self._tenants[tenant] >= share:
-            raise self._full(f"this key has {share} requests in flight", "tenant_limit")
+        if self._has_its_share(tenant):
+            words = f"this key has {self._tenants[tenant]} requests in flight"
+            raise self._full(words, "tenant_limit")
         return Ticket(self, tenant)
+
+    def would_refuse(self, tenant: str) -> bool:
+        """Whether `enter` would raise."""
+        return bool(self.closed()) or self._is_full or self._has_its_share(tenant)
 
     def busy_s(self) -> float:
         """How long requests have been running without a pause."""
@@ -90,6 +93,15 @@ class Admission:
         """How long those who wait will take at the measured rate."""
         each_s = self._service_s.value or 1.0
         return math.ceil((self.waiting + 1) * each_s / self._settings.max_running)
+
+    @property
+    def _is_full(self) -> bool:
+        settings = self._settings
+        return self.running + self.waiting >= settings.max_running + settings.max_waiting
+
+    def _has_its_share(self, tenant: str) -> bool:
+        share = max(1, round(self._settings.tenant_share * self._settings.max_waiting))
+        return self._shared and self._tenants[tenant] >= share
 
     def _full(self, why: str, code: str = "queue_full") -> ApiError:
         self._refuse(code)

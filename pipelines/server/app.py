@@ -20,7 +20,7 @@ from pipelines.server.desk import Desk, in_thread
 from pipelines.server.exchange import Exchange, Work, error_response
 from pipelines.server.failures import ApiError
 from pipelines.server.keys import Keys
-from pipelines.server.middleware import Attended, Guarded, Named
+from pipelines.server.middleware import Attended, Guarded, Named, Paced
 from pipelines.server.readings import Readings
 from pipelines.server.settings import Settings
 
@@ -116,6 +116,7 @@ def create_app(life: Life) -> FastAPI:
 
     app = FastAPI(title="CrossRead", lifespan=living, docs_url=None, redoc_url=None)
     app.add_middleware(Attended)
+    app.add_middleware(Paced, check=lambda ex: life.desk.check_place(ex), settings=life.settings)
     app.add_middleware(Guarded, keys=life.keys)
     app.add_middleware(Named)
     app.add_exception_handler(HTTPException, _http_error)

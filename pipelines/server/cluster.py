@@ -21,7 +21,7 @@ from multimodal.backends import Backend, load_backend
 from multimodal.process import BackendProcess
 from pipelines.server.app import Life, create_app
 from pipelines.server.keys import Keys
-from pipelines.server.process import check_host
+from pipelines.server.process import check_host, settle
 from pipelines.server.settings import UNKNOWN_SLOTS, Settings
 from pipelines.server.tracing import exporter
 
@@ -46,6 +46,7 @@ class Replica:
     def __init__(self, load: Callable[[], Backend], settings: Settings, keys: Keys | None) -> None:
         self._backend = BackendProcess(load)
         self._life = Life(lambda: self._backend, settings, keys)
+        settle()
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Ray sends requests to."""

@@ -14,10 +14,11 @@ from encoders.features import Problem
 from multimodal.backends import Finished, GenerateOptions, Logprob, Token, Usage
 from multimodal.messages import Message, user
 from pipelines.server.admission import Ticket
-from pipelines.server.bodies import ChatBody, CompletionBody, TokenizeBody
+from pipelines.server.bodies import ChatBody, CompletionBody, TextPart, TokenizeBody, Turn
 from pipelines.server.desk import Desk
 from pipelines.server.exchange import Exchange
 from pipelines.server.failures import refused
+from pipelines.server.media import Media
 
 Event = Token | Finished
 
@@ -62,7 +63,7 @@ async def chat(desk: Desk, exchange: Exchange) -> None:
         desk.check_model(body.model)
         options = body.options(desk.settings.max_new_tokens)
         media = desk.media(ticket)
-        messages = await asyncio.to_thread(media.messages, body.messages)
+        messages = await _read(media, body.messages)
         await _answer(desk, exchange, ticket, _CHAT, _Asked(body, messages, options))
 
 
@@ -86,10 +87,17 @@ async def tokenize(desk: Desk, exchange: Exchange) -> None:
             raise refused("prompt", "give either it or messages")
         messages = [user(body.prompt or "")]
         if body.messages is not None:
-            messages = await asyncio.to_thread(media.messages, body.messages)
+            messages = await _read(media, body.messages)
         estimate = await desk.weigh(ticket, messages, GenerateOptions(max_new_tokens=1))
         limit = desk.capabilities.max_len
         await exchange.answer({"count": estimate.prompt_tokens, "max_model_len": limit})
+
+
+async def _read(media: Media, turns: Sequence[Turn]) -> list[Message]:
+    """A conversation: words at once, media on a thread, as looking at them may take long."""
+    if all(isinstance(part, TextPart) for turn in turns for part in turn.content):
+        return media.messages(turns)
+    return await asyncio.to_thread(media.messages, turns)
 
 
 @dataclass(frozen=True)

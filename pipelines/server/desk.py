@@ -74,6 +74,16 @@ class Desk:
                 param="model",
             )  # fmt: skip
 
+    def check_place(self, exchange: Exchange) -> None:
+        """Refuse, and count, what `admitted` would refuse; anything else goes on as if unasked.
+
+        Raises:
+            ApiError: 429, 503.
+        """
+        if self.admission.would_refuse(exchange.tenant):
+            with self.tracing.request(exchange.path, exchange.headers):
+                self.admission.enter(exchange.tenant)
+
     @asynccontextmanager
     async def admitted(self, exchange: Exchange) -> AsyncIterator[Ticket]:
         """A place for an exchange; how it ended is counted."""

@@ -71,12 +71,13 @@ class Media:
 
     def __init__(self, store: Store, tenant: str, settings: Settings) -> None:
         self._store, self._tenant, self._settings = store, tenant, settings
-        self._folder = Path(tempfile.mkdtemp(prefix="crossread-request-"))
+        self._folder: Path | None = None  # made for the first medium: most requests have none
         self._num = 0
 
     def close(self) -> None:
         """Remove the files."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def messages(self, turns: Sequence[Turn]) -> list[Message]:
         """A conversation; DICOM files that follow each other in a turn are one study.
@@ -249,6 +250,8 @@ class Media:
         return path
 
     def _fresh(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="crossread-request-"))
         self._num += 1
         return self._folder / f"medium-{self._num}"
 

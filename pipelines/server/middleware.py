@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.server.exchange import error_response
+from pipelines.server.exchange import Exchange, error_response
 from pipelines.server.failures import ApiError
 from pipelines.server.keys import Keys
+from pipelines.server.settings import Settings
 
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
+WORK_PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/audio/transcriptions",
+    "/v1/readings",
+)  # fmt: skip
 
 
 class Named:
@@ -39,6 +45,35 @@ class Named:
         await self.app(scope, receive, named)
 
 
+class Paced:
+    """Lets requests begin one after the other; what has no place is refused before it is routed.
+
+    So `/healthz`, which passes, is answered long before a crowd that came at once has been looked at.
+
+    Args:
+        check: raises where there is no place.
+        settings: the limits.
+    """
+
+    def __init__(self, app: ASGIApp, check: Callable[[Exchange], None], settings: Settings) -> None:
+        self.app, self._check, self._settings = app, check, settings
+        self._door = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on when it is its turn, or answer why not."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            async with self._door:
+                await asyncio.sleep(0)  # what has arrived meanwhile is taken in first
+            if scope["method"] == "POST" and scope["path"] in WORK_PATHS:
+                exchange = Exchange(scope, receive, send, self._settings)
+                try:
+                    self._check(exchange)
+                except ApiError as error:
+                    await exchange.fail(error)
+                    return
+        await self.app(scope, receive, send)
+
+
 class Attended:
     """Cancels the work for a client that has hung up, streaming or not."""
 
@@ -46,45 +81,44 @@ class Attended:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on; once the body has come, wait for the client's hanging up beside the work."""
+        """Pass on; from the end of the body on, hanging up cancels the work."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        complete, answered = asyncio.Event(), False
+        work, client = asyncio.current_task(), None
+        assert work is not None
+        answered = left = False
+
+        async def gone() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not answered:  # whoever has the whole answer may go; the rest is tidying up
+                left = True
+                work.cancel()
 
         async def listening() -> Message:
-            if complete.is_set():
+            nonlocal client
+            if client is not None:
                 await asyncio.Future()  # nothing more comes; hanging up cancels the work
             message = await receive()
             if not message.get("more_body", False):
-                complete.set()
+                client = asyncio.ensure_future(gone())
             return message
-
-        async def gone() -> None:
-            await complete.wait()
-            while (await receive())["type"] != "http.disconnect":
-                pass
 
         async def answering(message: Message) -> None:
             nonlocal answered
             answered = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
-        work = asyncio.ensure_future(self.app(scope, listening, answering))
-        client = asyncio.ensure_future(gone())
         try:
-            await asyncio.wait({work, client}, return_when=asyncio.FIRST_COMPLETED)
-            if answered:  # whoever has the whole answer may go; what is left to do is tidying up
-                await asyncio.wait({work})
-        finally:
-            client.cancel()
-            if not work.done():
-                work.cancel()
-        try:
-            await work
+            await self.app(scope, listening, answering)
         except asyncio.CancelledError:
-            if not work.cancelled():
-                raise
+            if not left or work.uncancel():
+                raise  # by others too
+        finally:
+            if client is not None:
+                client.cancel()
 
 
 class Guarded:

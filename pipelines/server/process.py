@@ -6,6 +6,7 @@ A second signal ends it at once. What the model's process does is the backend's 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -73,6 +74,15 @@ def check_host(host: str, keys: Keys | None) -> None:
         raise InvalidOption(f"listening at {host} lets others in: give --keys, or use 127.0.0.1")
 
 
+def settle() -> None:
+    """Spare the garbage collector what stands for good: looking through it takes 0.3 s, in a crowd.
+
+    The modules loaded are 400,000 objects, and everybody waits, `/healthz` too.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -95,7 +105,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(life), log_config=None, log_level="critical", access_log=False,
             lifespan="on", timeout_graceful_shutdown=_LAST_BYTES_S, server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=False,
         )  # fmt: skip
         super().__init__(config)
         self._life = life
@@ -124,6 +134,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Tell once the model is there; end where none could be loaded."""
         if self.ready is not None and self._life.is_open:
+            settle()
             self.ready()
             self.ready = None
         return await super().on_tick(counter) or self._life.failure is not None

@@ -30,7 +30,7 @@ from multimodal.backends import (
 )
 from multimodal.measures import Distribution, Measured
 from multimodal.messages import Study, user
-from multimodal.process import BackendProcess
+from multimodal.process import NICE, BackendProcess
 from tests import makers
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -102,6 +102,12 @@ def test_calls_give_what_the_backend_itself_gives(process: BackendProcess) -> No
     assert process.pid != os.getpid()
     wait_until(lambda: process.load().running == 1, "one runs")
     assert process.load().measured == MEASURED
+
+
+def test_the_child_gives_way_to_whoever_asks_it(process: BackendProcess) -> None:
+    assert process.pid is not None
+    mine, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, process.pid))
+    assert its == min(mine + NICE, 19)
 
 
 def test_an_error_of_one_request_crosses_and_hurts_no_other(process: BackendProcess) -> None:
