@@ -28,7 +28,7 @@ from multimodal.training.world.reports import Vocabulary
 from multimodal.training.world.worlds import WORLDS, World
 
 HELD_OUT = 256  # the first studies of a corpus are never trained on
-_FORMAT = 2  # of what is kept: targets of a slab's maximum
+_FORMAT = 3  # of what is kept: targets of a slab's maximum, slices of at most 3 mm
 _FULL = 1000
 _SHARE = (Window("share", _FULL / 2, _FULL, "max"),) * 3  # a dot of one slice is in a MIP
 _FOLDERS = {False: "corpus", True: "crowd"}

@@ -7,12 +7,14 @@ the pictures made of both look the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 MIN_SLICES = 32  # every picture of the larger view profile shows slices of its own
+THICKEST_MM = 3.0  # cuts farther apart through a vessel that crosses them look like nodules
 Position = Literal["HFS", "FFS", "HFP", "FFP"]
 _FLIPS = {"HFS": (1, 1), "FFS": (-1, 1), "HFP": (-1, -1), "FFP": (1, -1)}  # of columns, rows
 
@@ -70,9 +72,13 @@ class Scan:
         return voxels[:: steps[0], :: steps[1], :: steps[2]], affine
 
     def coarser(self, factor: float) -> Scan:
-        """The same field in fewer, larger voxels; never less than `MIN_SLICES` slices."""
+        """The same field in fewer, larger voxels.
+
+        Never less than `MIN_SLICES` slices, and none merged to more than `THICKEST_MM`.
+        """
         n, rows, columns = self.shape
-        slices = max(round(n / factor), min(n, MIN_SLICES))
+        fewest = max(MIN_SLICES, math.ceil(n * self.spacing_mm[0] / THICKEST_MM))
+        slices = max(round(n / factor), min(n, fewest))
         small = (slices, round(rows / factor), round(columns / factor))
         dz, dy, dx = np.multiply(self.spacing_mm, np.divide(self.shape, small)).tolist()
         merged = np.prod(self.shape) / np.prod(small)

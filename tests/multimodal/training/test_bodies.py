@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from encoders.dicom import PROFILES, load_volume, make_views, write_ct_series
 from multimodal.training.corpus import to_volume
@@ -137,6 +139,16 @@ def test_a_coarser_scan_covers_the_same_field_and_looks_the_same_in_a_view() -> 
     assert means[0] == pytest.approx(means[1], abs=6)
 
 
+@given(st.integers(0, 10**6), st.floats(1.0, 6.0))
+def test_no_slice_is_thicker_than_3_mm_unless_it_was_scanned_so(seed: int, factor: float) -> None:
+    """A cut every 12 mm shows a vessel that crosses it as a row of dots, which nodules are too."""
+    fine = random_scan(np.random.default_rng(seed), (300.0, 400.0), (0.0, 330.0))
+    coarse = fine.coarser(factor)
+    assert coarse.spacing_mm[0] <= max(3.0, fine.spacing_mm[0]) + 1e-9
+    assert coarse.shape[0] <= fine.shape[0]
+    assert coarse.shape[1] == round(512 / factor)  # rows and columns as coarse as asked
+
+
 def test_the_scanners_noise_is_what_the_scan_says_for_every_kernel() -> None:
     for blur in (0.2, 0.8, 1.4):
         scan = Scan((6, 128, 128), (3.0, 0.8, 0.8), 0.0, blur_mm=blur, noise_hu=20.0)
@@ -195,8 +207,11 @@ def test_of_several_alike_in_a_crowded_body_every_one_is_covered_and_one_is_told
 @pytest.mark.parametrize(
     ("seed", "crowded", "hidden"), [(673, True, 1), (37, False, 1), (0, True, 0)]
 )
-def test_the_truth_holds_only_what_a_slice_shows(seed: int, crowded: bool, hidden: int) -> None:
+def test_the_truth_holds_only_what_a_slice_shows(
+    seed: int, crowded: bool, hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stone of 7 mm may lie between two slices of 7: then there is none to be seen."""
+    monkeypatch.setattr("multimodal.training.world.scan.THICKEST_MM", 12.0)
     rng = np.random.default_rng((77, seed))
     drawn = WORLDS["body"].draw(rng, 3.0, crowded)
     assert all(drawn.rendered.masks[f.name, f.side].any() for f in drawn.truth)
