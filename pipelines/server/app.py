@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from multimodal.backends import Backend
 from pipelines.server import completions, speech, uploads
@@ -20,7 +22,7 @@ from pipelines.server.desk import Desk, in_thread
 from pipelines.server.exchange import Exchange, Work, error_response
 from pipelines.server.failures import ApiError
 from pipelines.server.keys import Keys
-from pipelines.server.middleware import Attended, Guarded, Named, Paced
+from pipelines.server.middleware import OPEN_PATHS, Attended, Bounded, Guarded, Named
 from pipelines.server.readings import Readings
 from pipelines.server.settings import Settings
 
@@ -102,21 +104,34 @@ class Life:
             self._desk.close()
 
 
+class Paced(FastAPI):
+    """Lets requests begin one after the other.
+
+    So `/healthz`, which passes, is answered long before a crowd that came at once has been looked at.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on when it is its turn."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            async with self.state.door:
+                await asyncio.sleep(0)  # what has arrived meanwhile is taken in first
+        await super().__call__(scope, receive, send)
+
+
 def create_app(life: Life) -> FastAPI:
     """The application; its start loads the model in the background."""
 
     @asynccontextmanager
     async def living(_: FastAPI) -> AsyncIterator[None]:
-        import asyncio
-
         opening = asyncio.ensure_future(life.open())
         yield
         opening.cancel()
         life.close()
 
-    app = FastAPI(title="CrossRead", lifespan=living, docs_url=None, redoc_url=None)
+    app = Paced(title="CrossRead", lifespan=living, docs_url=None, redoc_url=None)
+    app.state.door = asyncio.Lock()
     app.add_middleware(Attended)
-    app.add_middleware(Paced, check=lambda ex: life.desk.check_place(ex), settings=life.settings)
+    app.add_middleware(Bounded, check=lambda ex: life.desk.check_place(ex), settings=life.settings)
     app.add_middleware(Guarded, keys=life.keys)
     app.add_middleware(Named)
     app.add_exception_handler(HTTPException, _http_error)

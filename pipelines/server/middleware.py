@@ -45,10 +45,8 @@ class Named:
         await self.app(scope, receive, named)
 
 
-class Paced:
-    """Lets requests begin one after the other; what has no place is refused before it is routed.
-
-    So `/healthz`, which passes, is answered long before a crowd that came at once has been looked at.
+class Bounded:
+    """Refuses work that has no place before it is routed, which costs a third.
 
     Args:
         check: raises where there is no place.
@@ -57,20 +55,16 @@ class Paced:
 
     def __init__(self, app: ASGIApp, check: Callable[[Exchange], None], settings: Settings) -> None:
         self.app, self._check, self._settings = app, check, settings
-        self._door = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on when it is its turn, or answer why not."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            async with self._door:
-                await asyncio.sleep(0)  # what has arrived meanwhile is taken in first
-            if scope["method"] == "POST" and scope["path"] in WORK_PATHS:
-                exchange = Exchange(scope, receive, send, self._settings)
-                try:
-                    self._check(exchange)
-                except ApiError as error:
-                    await exchange.fail(error)
-                    return
+        """Pass on, or answer why not."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in WORK_PATHS:
+            exchange = Exchange(scope, receive, send, self._settings)
+            try:
+                self._check(exchange)
+            except ApiError as error:
+                await exchange.fail(error)
+                return
         await self.app(scope, receive, send)
 
 
